@@ -1,0 +1,79 @@
+"""Every error that llmindex raises on purpose, in one tree.
+
+::
+
+    LlmindexError
+    ├── UsageError        an option or argument has a value that cannot work
+    ├── CorpusError       a source file cannot be read as documents (names file, row or column)
+    ├── ModelError        a backbone or tokenizer cannot be found or loaded
+    ├── MissingPackage    an optional package is needed and absent, or two packages clash
+    ├── IndexNotFound     no index folder there
+    ├── IndexLocked       another process is writing to the index
+    ├── ManifestError     the manifest is unreadable, or of a newer format
+    ├── CorruptStore      a stored file differs from what the manifest recorded
+    ├── SpecMismatch      the encoder at hand is not the one that the index was built with
+    ├── StaleIndex        something derived from the vectors no longer matches them
+    └── StorageError      the disk refused a write (full, read-only, not permitted)
+
+A message says what went wrong, where, and what to do about it, in one line: the command line prints it as it is.
+"""
+
+
+class LlmindexError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class UsageError(LlmindexError):
+    """An option or argument has a value that cannot work."""
+
+
+class CorpusError(LlmindexError):
+    """A source cannot be read as documents."""
+
+
+class ModelError(LlmindexError):
+    """A backbone or its tokenizer cannot be found or loaded."""
+
+
+class MissingPackage(LlmindexError):
+    """An optional package is needed and absent, or two installed packages clash."""
+
+
+class IndexNotFound(LlmindexError):
+    """There is no index at the given path."""
+
+
+class IndexLocked(LlmindexError):
+    """Another process is writing to the index."""
+
+
+class ManifestError(LlmindexError):
+    """The manifest is unreadable, incomplete, or written by a newer version."""
+
+
+class CorruptStore(LlmindexError):
+    """A stored file differs from what the manifest recorded."""
+
+
+class SpecMismatch(LlmindexError):
+    """The encoder at hand is not the one that the index was built with."""
+
+
+class StaleIndex(LlmindexError):
+    """Something derived from the vectors no longer matches them."""
+
+
+class StorageError(LlmindexError):
+    """The disk refused a write."""
+
+
+class BuildInterrupted(KeyboardInterrupt):
+    """Ctrl-C reached a build; what had been encoded is committed.
+
+    Attributes:
+        committed: documents in the store.
+    """
+
+    def __init__(self, committed: int) -> None:
+        self.committed = committed
+        super().__init__(f"interrupted; {committed:,} documents are stored")

@@ -1,0 +1,60 @@
+"""The small frozen records that travel between the parts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+"""Embeddings or stored vectors: ``(n, dim) float32``, rows of unit length."""
+
+Rows = NDArray[np.int64]
+"""Row numbers of stored documents: ``(n,) int64``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result.
+
+    Attributes:
+        rank: 1 for the best.
+        row: the document's row number in the store.
+        id: the document's id.
+        score: inner product of the unit vectors; higher is nearer.
+        text: the document's text.
+        metadata: the corpus's other columns, as Python values.
+    """
+
+    rank: int
+    row: int
+    id: str
+    score: float
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Texts as token ids, each already wrapped in its prompt; rows lie end to end.
+
+    Attributes:
+        ids: ``(total,) int32``, all rows' tokens.
+        offsets: ``(n + 1,) int64``; row i is ``ids[offsets[i]:offsets[i + 1]]`` and never empty.
+        text_spans: ``(n, 2) int64``, start and end of the text's own tokens inside its row; the rest is prompt.
+        truncated: ``(n,) bool``, whether the text was cut to the encoder's max_tokens.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    text_spans: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, ``(n,) int64``."""
+        return np.diff(self.offsets)
