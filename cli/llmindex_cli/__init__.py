@@ -1,0 +1,1 @@
+"""The `llmindex` command line: parse, one library call, print."""

@@ -1,0 +1,1 @@
+"""Groups of documents, derived from the stored vectors."""

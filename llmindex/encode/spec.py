@@ -1,0 +1,76 @@
+"""EncoderSpec: everything that decides what vector a text gets.
+
+The spec is stored in the manifest of each index and used again for every query, so that a query can never be
+embedded differently from the documents it is compared with. Two encoders with the same fingerprint give the same
+vectors, up to the rounding of the dtype and device they run on; neither of those is part of the spec.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from llmindex.errors import UsageError
+
+Attention = Literal["causal", "bidirectional"]
+Pooling = Literal["last", "eos", "mean", "mean_text", "weighted_mean", "max", "first", "last_mean"]
+
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
+
+# Where a backbone lies says nothing about what it computes: a moved folder keeps its fingerprint.
+_LOCATION_FIELDS = ("backbone", "revision")
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """What decides an encoder's vectors.
+
+    Attributes:
+        backbone: "default", a hub name, or a local model folder.
+        revision: branch, tag or commit of a hub backbone; None for its main branch.
+        backbone_sha256: identity of the backbone's configuration, tokenizer and weights.
+        prompt: template wrapped around each document; ``{text}`` marks the place.
+        query_prompt: the same for queries.
+        pooling: how token states become one vector.
+        layer: whose states are pooled: -1 the last layer's (after the final norm), 0 the embeddings,
+            k the output of the k-th layer.
+        attention: "causal" as pre-trained, or "bidirectional".
+        max_tokens: tokens of the text that are kept; the prompt comes on top of them.
+        dim: length of the vectors; below the pooled width it is a Matryoshka cut before normalising.
+        normalize: whether vectors have unit length.
+    """
+
+    backbone: str
+    revision: str | None
+    backbone_sha256: str
+    prompt: str
+    query_prompt: str
+    pooling: Pooling
+    layer: int
+    attention: Attention
+    max_tokens: int
+    dim: int
+    normalize: bool = True
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that two specs share only if they give the same vectors."""
+        identity = {key: value for key, value in asdict(self).items() if key not in _LOCATION_FIELDS}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "EncoderSpec":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            UsageError: a field is missing or unknown.
+        """
+        names = {field.name for field in fields(cls)}
+        if wrong := sorted(names ^ set(values)):
+            raise UsageError(f"encoder spec: missing or unknown field {', '.join(wrong)}")
+        return cls(**values)

@@ -1,0 +1,1 @@
+"""Nearest neighbours, derived from the store and rebuilt from it at will."""

@@ -1,0 +1,1 @@
+"""Vectors and columns on disk: the truth that everything else derives from."""
