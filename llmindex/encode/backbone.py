@@ -1,0 +1,207 @@
+"""The decoder and its tokenizer, cut down to what encoding needs.
+
+No LM head, no cache, no states of other layers; where a middle layer is asked for, the layers above it are dropped and
+never run. What the model can see is measured, not believed: a probe changes a text's last token and looks whether the
+first token's state moves. Only a model that does not look ahead may be fed padded batches without a mask.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmindex.encode.device import Placement
+from llmindex.encode.spec import Attention
+from llmindex.errors import ModelError, UsageError
+
+
+class Tokenizer:
+    """A fast tokenizer that adds nothing of its own.
+
+    Attributes:
+        bos: ids that the tokenizer puts before every text by default, ``[]`` or one id.
+        eos: id of the end-of-sequence token, or None.
+    """
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise ModelError(f'cannot load the tokenizer of "{folder}": {_reason(error)}') from error
+        if not loaded.is_fast:
+            raise ModelError(f'model "{folder}" has no fast tokenizer (tokenizer.json); export one with transformers')
+        self._tokenizer = loaded
+        self.eos: int | None = loaded.eos_token_id
+        start: list[int] = loaded("a")["input_ids"][:1]
+        self.bos: list[int] = start if loaded.bos_token_id is not None and start == [loaded.bos_token_id] else []
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        if not texts:
+            return []
+        # Silences a warning about length: rows longer than the model's limit are cut by the caller.
+        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+
+class Backbone:
+    """A decoder that gives one layer's token states.
+
+    Attributes:
+        hidden_size: D, the length of a token state.
+        layer: the one whose states come out, as -1 for the last or counted from 0, the embeddings.
+        max_positions: the most tokens the model was made for, or None where its configuration does not say.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        placement: Placement,
+        *,
+        layer: int = -1,
+        attention: Attention = "causal",
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Load the decoder.
+
+        Args:
+            folder: local model folder with safetensors.
+            placement: device and dtype.
+            layer: -1 the last (after the final norm), 0 the embeddings, k the k-th layer's output.
+            attention: "causal" or "bidirectional".
+            trust_remote_code: run Python files of the model's folder.
+
+        Raises:
+            ModelError: it cannot be loaded, or does not attend as asked.
+            UsageError: it has no such layer.
+        """
+        self._model: Any = _load(folder, placement, attention, trust_remote_code)
+        self._device = placement.device
+        config = self._model.config.get_text_config()
+        self.hidden_size: int = config.hidden_size
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self._capture: _Capture | None = None
+        layers = int(config.num_hidden_layers)
+        self.layer = _canonical(layer, layers)
+        if self.layer != -1:
+            self._cut_above(self.layer, layers)
+        self._needs_mask = self._looks_ahead()
+        if self._needs_mask != (attention == "bidirectional") and self.layer != 0:
+            raise ModelError(
+                f'model "{folder}" attends to later tokens: it is no causal decoder; use --attention bidirectional'
+                if self._needs_mask
+                else f'model "{folder}" cannot be made bidirectional; use --attention causal'
+            )
+
+    @torch.inference_mode()
+    def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Token states ``(B, T, D)`` of right-padded rows; the states of padding mean nothing."""
+        mask = mask_BT if self._needs_mask else None
+        output = self._model(input_ids=ids_BT, attention_mask=mask, use_cache=False)
+        if self._capture is not None:
+            return self._capture.take()
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def _cut_above(self, layer: int, layers: int) -> None:
+        """Drop the layers above ``layer`` and catch its output before the final norm."""
+        stacks = [module for module in self._model.modules() if isinstance(module, nn.ModuleList)]
+        stack = next((module for module in stacks if len(module) == layers), None)
+        if stack is None:
+            raise UsageError(f"--layer {layer}: cannot tell the layers of {type(self._model).__name__}; use -1")
+        self._capture = _Capture()
+        if layer == 0:
+            self._model.get_input_embeddings().register_forward_hook(self._capture)
+        else:
+            stack[layer - 1].register_forward_hook(self._capture)
+        del stack[max(layer, 1) :]
+        self._model.config.get_text_config().num_hidden_layers = len(stack)
+
+    def _looks_ahead(self) -> bool:
+        ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=self._device)
+        self._needs_mask = False
+        first_BD = self(ids, torch.ones_like(ids))[:, 0].float()
+        return not torch.allclose(first_BD[0], first_BD[1], rtol=1e-3, atol=1e-5)
+
+
+def _canonical(layer: int, layers: int) -> int:
+    """One number for each layer: -1 for the last, else 0 to layers - 1."""
+    if not -layers <= layer <= layers:
+        raise UsageError(f"--layer {layer} is out of range: the model has layers 1 to {layers} (-1 is the last)")
+    if layer in (-1, layers):
+        return -1
+    return layer if layer >= 0 else layer + layers + 1
+
+
+class _Capture:
+    """A forward hook that keeps a layer's output until it is taken."""
+
+    def __init__(self) -> None:
+        self._states: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        self._states = output[0] if isinstance(output, tuple) else output
+
+    def take(self) -> Tensor:
+        states, self._states = self._states, None
+        assert states is not None
+        return states
+
+
+def _load(folder: Path, placement: Placement, attention: Attention, trust_remote_code: bool) -> Any:  # noqa: ANN401
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(f'model "{folder}" is an encoder-decoder; llmindex embeds with decoder-only models')
+        if attention == "bidirectional":
+            config.get_text_config().is_causal = False
+        with _no_progress_bar():
+            model = AutoModel.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=placement.dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+            )
+        if attention == "bidirectional":
+            for module in model.modules():
+                if hasattr(module, "is_causal"):
+                    module.is_causal = False
+        model.to(placement.device).eval()
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f'model "{folder}" does not fit into the memory of {placement.device}; use --device cpu or a smaller model'
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f'model "{folder}" needs its own Python code to run; if you trust it, add --trust-remote-code'
+            ) from error
+        raise ModelError(f'cannot load model "{folder}": {_reason(error)}') from error
+    return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,99 @@
+"""Where the model runs and in which dtype: the one place that asks torch, and that sets thread counts."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from llmindex.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+
+# Padded tokens of a batch. On a CPU larger batches fall out of the cache; a GPU wants thousands of rows to be full.
+_CPU_TOKEN_BUDGET = 2048
+_GPU_TOKEN_BUDGET = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Device, dtype and batch size that an encoder runs with.
+
+    Attributes:
+        device: where.
+        dtype: of weights and activations; pooling and normalising are always float32.
+        token_budget: the most padded tokens of a batch to begin with.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    token_budget: int
+
+    def __str__(self) -> str:
+        return f"{self.device}, {dtype_name(self.dtype)}"
+
+
+def resolve(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Choose device and dtype, and give torch as many threads as this process may use.
+
+    Raises:
+        UsageError: the device is unknown or not there, or the dtype is unknown.
+    """
+    chosen = _device(device)
+    if dtype not in DTYPES:
+        raise UsageError(f'unknown dtype "{dtype}"; one of {", ".join(DTYPES)}')
+    torch_dtype = _native_dtype(chosen) if dtype == "auto" else getattr(torch, dtype)
+    if chosen.type == "cpu":
+        _set_threads()
+    budget = _CPU_TOKEN_BUDGET if chosen.type == "cpu" else _GPU_TOKEN_BUDGET
+    placement = Placement(chosen, torch_dtype, budget)
+    logger.info("encoding on %s", placement)
+    return placement
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as the command line spells it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f'unknown device "{name}"; one of auto, cpu, cuda, cuda:1, mps') from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise UsageError(f'device "{name}" is not available on this machine; --device auto takes what is there')
+    return device
+
+
+def _native_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, else float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older torch
+        native = bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def _set_threads() -> None:
+    """Keep to the processors this process may run on; torch counts all that the machine has."""
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+        if torch.get_num_threads() > allowed:
+            torch.set_num_threads(allowed)

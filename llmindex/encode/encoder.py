@@ -1,0 +1,350 @@
+"""Encoder: texts to unit vectors.
+
+A vector depends on the text and the spec alone: not on the other texts of its batch, nor on their order. That holds up
+to rounding; :meth:`Encoder.self_check` measures the rounding, and the manifest keeps it.
+"""
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmindex.encode import batching, device, models, prompts
+from llmindex.encode.backbone import Backbone, Tokenizer
+from llmindex.encode.pooling import POOLERS, pooled_width
+from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention, EncoderSpec, Pooling
+from llmindex.errors import ModelError, SpecMismatch, UsageError
+from llmindex.progress import Progress, ProgressCallback
+from llmindex.records import Tokens, Vectors
+
+logger = logging.getLogger(__name__)
+
+Role = Literal["document", "query"]
+
+# Chosen for the embedded default on clustering and retrieval sets: benchmarks/RESULTS.md, "Prompt, pooling and layer".
+DEFAULT_PROMPT = "eol"
+DEFAULT_QUERY_PROMPT = "eol"
+DEFAULT_POOLING: Pooling = "weighted_mean"
+DEFAULT_MAX_TOKENS = 512
+
+_WINDOW = 2048
+# No subword vocabulary in use has longer entries; text beyond max_tokens of them cannot be kept, so is not tokenised.
+_LONGEST_TOKEN = 128
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderOptions:
+    """What a caller asks for; None takes the default.
+
+    Attributes:
+        model: "default", a hub name, or a local model folder.
+        revision: branch, tag or commit of a hub model.
+        prompt: name or template for documents.
+        query_prompt: the same for queries; None takes the prompt where that was given, else the default.
+        pooling: one of ``POOLINGS``.
+        layer: whose states are pooled, -1 for the last.
+        attention: "causal" or "bidirectional".
+        max_tokens: tokens of each text that are kept.
+        dim: cut the vectors to their first ``dim`` values (Matryoshka).
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        trust_remote_code: run the Python files that come with the model.
+    """
+
+    model: str = models.DEFAULT
+    revision: str | None = None
+    prompt: str | None = None
+    query_prompt: str | None = None
+    pooling: Pooling | None = None
+    layer: int | None = None
+    attention: Attention | None = None
+    max_tokens: int | None = None
+    dim: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+class Encoder:
+    """A decoder-only LLM as a text embedder.
+
+    Attributes:
+        spec: everything that decides the vectors.
+        placement: device, dtype and batch size.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, tokenizer: Tokenizer, backbone: Backbone, placement: device.Placement
+    ) -> None:
+        self.spec = spec
+        self.placement = placement
+        self._tokenizer = tokenizer
+        self._backbone = backbone
+        self._budget = placement.token_budget
+        self._parts = {
+            "document": _wrapping(tokenizer, spec.prompt, spec.pooling),
+            "query": _wrapping(tokenizer, spec.query_prompt, spec.pooling),
+        }
+
+    @classmethod
+    def load(cls, model: str = models.DEFAULT, **options: object) -> "Encoder":
+        """Load an encoder by model name; ``options`` are the other fields of :class:`EncoderOptions`.
+
+        Raises:
+            UsageError: an option has an impossible value.
+            ModelError: the model cannot be found or loaded.
+        """
+        return cls.from_options(EncoderOptions(model, **options))  # type: ignore[arg-type]
+
+    @classmethod
+    def from_options(cls, options: EncoderOptions) -> "Encoder":
+        """Load an encoder; raises as :meth:`load`."""
+        pooling = options.pooling or DEFAULT_POOLING
+        attention = options.attention or "causal"
+        _check_choice("pooling", pooling, POOLINGS)
+        _check_choice("attention", attention, ATTENTIONS)
+        prompt = prompts.resolve(options.prompt or DEFAULT_PROMPT)
+        query_prompt = prompts.resolve(options.query_prompt or options.prompt or DEFAULT_QUERY_PROMPT)
+        local = models.locate(options.model, options.revision, trust_remote_code=options.trust_remote_code)
+        placement = device.resolve(options.device, options.dtype)
+        tokenizer, backbone = _load_parts(
+            local,
+            placement,
+            layer=-1 if options.layer is None else options.layer,
+            attention=attention,
+            trust_remote_code=options.trust_remote_code,
+        )
+        width = pooled_width(pooling, backbone.hidden_size)
+        dim = _at_least_one("--dim", options.dim, width)
+        if dim > width:
+            raise UsageError(f"--dim {dim} is larger than the {width} values that this model and pooling give")
+        room = _room(tokenizer, backbone, pooling, (prompt, query_prompt))
+        max_tokens = _at_least_one("--max-tokens", options.max_tokens, min(DEFAULT_MAX_TOKENS, room))
+        if max_tokens > room:
+            raise UsageError(
+                f"--max-tokens {max_tokens} is more than the model and the prompt leave room for: {room:,}"
+            )
+        spec = EncoderSpec(
+            backbone=_lasting_name(options.model, local),
+            revision=options.revision,
+            backbone_sha256=local.sha256,
+            prompt=prompt,
+            query_prompt=query_prompt,
+            pooling=pooling,
+            layer=backbone.layer,
+            attention=attention,
+            max_tokens=max_tokens,
+            dim=dim,
+        )
+        return cls(spec, tokenizer, backbone, placement)
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: EncoderSpec,
+        *,
+        device_name: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> "Encoder":
+        """Load the very encoder that a spec describes.
+
+        Raises:
+            ModelError: its backbone is not there any more.
+            SpecMismatch: its backbone has changed since.
+        """
+        local = models.locate(spec.backbone, spec.revision, trust_remote_code=trust_remote_code)
+        if local.sha256 != spec.backbone_sha256:
+            raise SpecMismatch(
+                f'model "{spec.backbone}" is not the one the vectors were made with (fingerprint '
+                f"{local.sha256[:16]}, not {spec.backbone_sha256[:16]}): put the old model back, or build afresh "
+                "with --overwrite"
+            )
+        placement = device.resolve(device_name, dtype)
+        tokenizer, backbone = _load_parts(
+            local,
+            placement,
+            layer=spec.layer,
+            attention=spec.attention,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(spec, tokenizer, backbone, placement)
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype the model runs in."""
+        return device.dtype_name(self.placement.dtype)
+
+    def tokenize(self, texts: Sequence[str], *, role: Role = "document") -> Tokens:
+        """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut."""
+        prefix, gap, suffix = self._parts[role]
+        limit = self.spec.max_tokens
+        kept = limit * _LONGEST_TOKEN
+        bodies = self._tokenizer([gap + text[:kept] for text in texts])
+        rows: list[list[int]] = []
+        spans = np.empty((len(texts), 2), np.int64)
+        truncated = np.empty(len(texts), np.bool_)
+        for i, body in enumerate(bodies):
+            truncated[i] = len(body) > limit or len(texts[i]) > kept
+            body = body[:limit]
+            spans[i] = len(prefix), len(prefix) + len(body)
+            rows.append(prefix + body + suffix or self._stand_in())
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        ids = np.fromiter((token for row in rows for token in row), np.int32, count=int(offsets[-1]))
+        return Tokens(ids, offsets, spans, truncated)
+
+    def forward(self, tokens: Tokens, on_tokens: Callable[[int, int], None] | None = None) -> Vectors:
+        """Run the model over tokenised texts.
+
+        Args:
+            tokens: what :meth:`tokenize` gave.
+            on_tokens: called after each batch with its number of texts and of tokens.
+
+        Returns:
+            ``(n, dim) float32`` vectors, in the order of the texts.
+
+        Raises:
+            ModelError: not even one text fits into memory, or the model gave values that are not finite.
+        """
+        vectors = np.empty((len(tokens), self.spec.dim), np.float32)
+        waiting = deque(batching.plan(tokens.lengths, self._budget))
+        while waiting:
+            batch = waiting.popleft()
+            try:
+                vectors[batch] = self._forward_batch(tokens, batch)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                waiting.extendleft(reversed(self._halve(batch, tokens, error)))
+                continue
+            if on_tokens is not None:
+                on_tokens(len(batch), int(tokens.lengths[batch].sum()))
+        if not np.isfinite(vectors).all():
+            raise ModelError(
+                f"the model gave values that are not finite in {self.dtype}; use --dtype float32"
+                if self.dtype != "float32"
+                else "the model gave values that are not finite: its weights are damaged"
+            )
+        return vectors
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role = "document",
+        on_progress: ProgressCallback | None = None,
+    ) -> Vectors:
+        """Embed texts: ``(n, dim) float32``, rows of unit length, in the order given."""
+        vectors = np.empty((len(texts), self.spec.dim), np.float32)
+        token_count = 0
+        for start in range(0, len(texts), _WINDOW):
+            tokens = self.tokenize(texts[start : start + _WINDOW], role=role)
+            vectors[start : start + len(tokens)] = self.forward(tokens)
+            token_count += int(tokens.offsets[-1])
+            if on_progress is not None:
+                on_progress(Progress("encode", start + len(tokens), len(texts), tokens=token_count))
+        return vectors
+
+    def self_check(self, tokens: Tokens, vectors: Vectors) -> float:
+        """Cosine of the shortest text, encoded alone, to the vector that it got among the others.
+
+        The shortest, because in a batch it has the most padding beside it.
+        """
+        row = int(tokens.lengths.argmin())
+        alone = self._forward_batch(tokens, np.array([row]))[0]
+        norms = float(np.linalg.norm(alone) * np.linalg.norm(vectors[row]))
+        return float(alone @ vectors[row]) / norms if norms else 0.0
+
+    @torch.inference_mode()
+    def _forward_batch(self, tokens: Tokens, batch: NDArray[np.int64]) -> Vectors:
+        lengths = tokens.lengths[batch]
+        positions = np.arange(lengths.max())
+        mask = positions < lengths[:, None]
+        spans = tokens.text_spans[batch]
+        span = (positions >= spans[:, :1]) & (positions < spans[:, 1:])
+        ids = np.zeros(mask.shape, np.int64)
+        ids[mask] = np.concatenate([tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in batch])
+        target = self.placement.device
+        mask_BT = torch.from_numpy(mask.astype(np.int64)).to(target)
+        span_BT = torch.from_numpy(span.astype(np.int64)).to(target)
+        hidden_BTD = self._backbone(torch.from_numpy(ids).to(target), mask_BT)
+        pooled = POOLERS[self.spec.pooling](hidden_BTD, mask_BT, span_BT)[:, : self.spec.dim]
+        if self.spec.normalize:
+            pooled = torch.nn.functional.normalize(pooled, dim=1)
+        result: Vectors = pooled.cpu().numpy()
+        return result
+
+    def _halve(self, batch: NDArray[np.int64], tokens: Tokens, error: RuntimeError) -> list[NDArray[np.int64]]:
+        """Two halves of a batch that did not fit into memory; smaller batches from then on."""
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise error
+        longest = int(tokens.lengths[batch].max())
+        if len(batch) == 1:
+            raise ModelError(
+                f"out of memory on {self.placement.device} for a single text of {longest:,} tokens; "
+                "lower --max-tokens or use a smaller model"
+            ) from error
+        self._budget = max(longest, len(batch) * longest // 2)
+        logger.warning("out of memory on %s: batches of %d tokens from now on", self.placement.device, self._budget)
+        if self.placement.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        return [batch[:middle], batch[middle:]]
+
+    def _stand_in(self) -> list[int]:
+        """What an empty text without a prompt becomes: a model needs at least one token."""
+        return [self._tokenizer.eos if self._tokenizer.eos is not None else 0]
+
+
+def _wrapping(tokenizer: Tokenizer, template: str, pooling: Pooling) -> tuple[list[int], str, list[int]]:
+    """Token ids before a text, the white space that goes with it, and the token ids after it."""
+    parts = prompts.split(template)
+    prefix, suffix = tokenizer([parts.prefix, parts.suffix])
+    if pooling == "eos":
+        if tokenizer.eos is None:
+            raise UsageError('pooling "eos" needs a tokenizer with an EOS token; this model has none')
+        suffix = [*suffix, tokenizer.eos]
+    return tokenizer.bos + prefix, parts.gap, suffix
+
+
+def _room(tokenizer: Tokenizer, backbone: Backbone, pooling: Pooling, templates: tuple[str, str]) -> int:
+    """Tokens that the longer of two prompts leaves to the text."""
+    if backbone.max_positions is None:
+        return sys.maxsize
+    wrappings = [_wrapping(tokenizer, template, pooling) for template in templates]
+    return backbone.max_positions - max(len(prefix) + len(suffix) for prefix, _, suffix in wrappings)
+
+
+def _load_parts(
+    local: models.LocalModel,
+    placement: device.Placement,
+    *,
+    layer: int,
+    attention: Attention,
+    trust_remote_code: bool,
+) -> tuple[Tokenizer, Backbone]:
+    tokenizer = Tokenizer(local.folder, trust_remote_code=trust_remote_code)
+    backbone = Backbone(local.folder, placement, layer=layer, attention=attention, trust_remote_code=trust_remote_code)
+    return tokenizer, backbone
+
+
+def _lasting_name(model: str, local: models.LocalModel) -> str:
+    """A local folder by its absolute path, so that the index can be used from any working directory."""
+    return str(local.folder) if Path(model).is_dir() and model != models.DEFAULT else model
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f'unknown {option} "{value}"; one of {", ".join(choices)}')
+
+
+def _at_least_one(option: str, value: int | None, default: int) -> int:
+    if value is not None and value < 1:
+        raise UsageError(f"{option} {value} must be at least 1")
+    return default if value is None else value

@@ -1,0 +1,179 @@
+"""From the name of a model to a local folder of safetensors, and to that folder's identity.
+
+``default`` is the embedded backbone; a path is a local folder; anything else is a name on the Hugging Face hub, of
+which only configuration, tokenizer and safetensors are fetched, never pickles, and Python files only where the caller
+trusts them. The identity is what the manifest keeps, so that a changed model is noticed before it answers a query.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmindex.encode import embedded
+from llmindex.errors import ModelError
+
+DEFAULT = "default"
+
+_FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# What a file of these names says does not change a vector, or changes from version to version of its writer.
+_VOLATILE_CONFIG = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A backbone on this machine.
+
+    Attributes:
+        folder: holds config.json, tokenizer and safetensors.
+        sha256: identity of what the folder computes, wherever it lies.
+    """
+
+    folder: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A line for the list of models at hand.
+
+    Attributes:
+        name: what ``--model`` takes.
+        installed: whether it can be used without a download.
+        where: its folder, or how to get it.
+        note: what it is.
+    """
+
+    name: str
+    installed: bool
+    where: str
+    note: str
+
+
+def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> LocalModel:
+    """Find a backbone by name, fetching it from the hub where it is a hub name.
+
+    Raises:
+        ModelError: it cannot be found or fetched, or has no safetensors.
+        StorageError: the cache folder cannot be written.
+    """
+    if name == DEFAULT:
+        folder = embedded.folder()
+        return LocalModel(folder, embedded.identity(folder))
+    if Path(name).is_dir():
+        folder = Path(name).resolve()
+    elif _HUB_NAME.fullmatch(name) and not Path(name).exists():
+        folder = _fetch(name, revision, trust_remote_code)
+    else:
+        raise ModelError(f'no model "{name}": not a folder, nor "default", nor the form of a hub name (owner/name)')
+    return LocalModel(folder, _identity(folder))
+
+
+def available() -> list[ModelInfo]:
+    """The embedded default and the hub models that this machine has cached."""
+    gguf = embedded.find_gguf()
+    where = str(gguf) if gguf else embedded.INSTALL
+    infos = [ModelInfo(DEFAULT, gguf is not None, where, f"{embedded.NAME}, the embedded default (Apache-2.0)")]
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return infos
+    for repo in sorted(repos, key=lambda repo: repo.repo_id):
+        names = {file.file_name for revision in repo.revisions for file in revision.files}
+        if repo.repo_type == "model" and any(name.endswith(".safetensors") for name in names):
+            note = f"from the hub, {repo.size_on_disk / 1e9:.1f} GB"
+            infos.append(ModelInfo(repo.repo_id, True, str(repo.repo_path), note))
+    return infos
+
+
+def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = _FETCHED + (["*.py"] if trust_remote_code else [])
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise ModelError(
+            f'model "{name}" is gated: accept its terms at https://huggingface.co/{name}, then log in with '
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f'model "{name}" has no revision "{revision}"') from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f'no model "{name}": not a folder here and not on the hub (private ones need HF_TOKEN); '
+            "`llmindex models` lists what is at hand"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f'model "{name}" is neither a folder here nor in the hub cache, and the hub cannot be reached '
+            "(offline?); `llmindex models` lists what is at hand"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f'cannot fetch model "{name}": {_first_line(error)}') from error
+
+
+def _identity(folder: Path) -> str:
+    """SHA-256 over configuration, tokenizer and a sample of every tensor.
+
+    Reading all of a 14 GB model at each start would take as long as loading it; the first bytes of each tensor change
+    with any training step, and sizes, names and shapes are compared whole.
+    """
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise ModelError(f'"{folder}" is not a model folder: it has no config.json')
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f'model "{folder}" has no safetensors weights (other formats can run code and are not read)')
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+        for name in _TOKENIZER_FILES:
+            if (folder / name).is_file():
+                digest.update((folder / name).read_bytes())
+        for file in weights:
+            for piece in _tensor_samples(file):
+                digest.update(piece)
+    except (OSError, ValueError, KeyError, struct.error, AttributeError) as error:
+        raise ModelError(f'model "{folder}" is damaged: {_first_line(error)}') from error
+    return digest.hexdigest()
+
+
+def _tensor_samples(file: Path) -> Iterator[bytes]:
+    """Header of a safetensors file, then the first bytes of each of its tensors."""
+    with file.open("rb") as handle:
+        (header_size,) = struct.unpack("<Q", handle.read(8))
+        if header_size > file.stat().st_size:
+            raise ValueError(f"{file.name} is cut short")
+        header = json.loads(handle.read(header_size))
+        header.pop("__metadata__", None)
+        yield json.dumps(header, sort_keys=True).encode()
+        for _, entry in sorted(header.items()):
+            start, end = entry["data_offsets"]
+            handle.seek(8 + header_size + start)
+            wanted = min(_SAMPLE_BYTES, end - start)
+            if len(piece := handle.read(wanted)) < wanted:
+                raise ValueError(f"{file.name} is cut short")
+            yield piece
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
