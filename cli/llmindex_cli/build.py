@@ -1,0 +1,157 @@
+"""``llmindex build``: encode a corpus, store the vectors, index them."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmindex_cli.console import count, duration, kinds_of, note, print_facts, print_json, say, size
+from llmindex_cli.options import Command, Number, corpus_options, encoder_options, json_option
+from llmindex_cli.progress import progress
+
+if TYPE_CHECKING:
+    from llmindex.builder import BuildPlan, BuildReport
+
+STAGES = ("read", "encode", "write", "index")
+
+
+@click.command(
+    "build",
+    cls=Command,
+    examples=(
+        ("Index a Parquet, JSONL, CSV or text file, a folder, or a glob", "llmindex build corpus.parquet"),
+        ("", "llmindex build 'logs/*.jsonl.gz' --text-column message -o logs.llmindex"),
+        ("See first what it will take", "llmindex build corpus.parquet --plan"),
+        ("Choose the prompt and the pooling", "llmindex build notes/ --prompt cluster --pooling mean"),
+    ),
+)
+@click.argument("corpus", nargs=-1, required=True, metavar="CORPUS...", type=click.Path(allow_dash=True))
+@click.option(
+    "-o",
+    "--output",
+    "index",
+    type=click.Path(path_type=Path),
+    metavar="INDEX",
+    help="The index folder. [default: <name of the first corpus>.llmindex here]",
+)
+@click.option("--overwrite", is_flag=True, help="Start afresh where there is an index already.")
+@click.option("--plan", "plan_only", is_flag=True, help="Say what it will take in tokens, time, disk, memory; stop.")
+@click.option("--factory", metavar="FAISS", help="FAISS factory string, instead of the planner's choice.")
+@click.option(
+    "--recall",
+    type=Number(0, 1, min_open=True),
+    metavar="SHARE",
+    default=0.95,
+    show_default=True,
+    help="Recall@10 against exact search that the FAISS index is tuned to.",
+)
+@click.option(
+    "--vector-dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="How vectors are stored.",
+)
+@json_option("one object")
+@corpus_options
+@encoder_options
+def command(
+    corpus: tuple[str, ...],
+    index: Path | None,
+    overwrite: bool,
+    plan_only: bool,
+    as_json: bool,
+    encoder: dict[str, Any],
+    text_columns: tuple[str, ...],
+    id_column: str | None,
+    on_bad_row: str,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Encode the documents of CORPUS, store their vectors, and index them for search.
+
+    Sources are Parquet, JSONL (plain, .gz, .zst), CSV, TSV and text files, folders and globs of them, and - for
+    JSONL on standard input. Run again after an interruption: it goes on where it stopped.
+    """
+    from llmindex import builder
+    from llmindex.corpus import CorpusOptions
+    from llmindex.encode.encoder import EncoderOptions
+
+    arguments = {
+        "encoder": EncoderOptions(**encoder),
+        "corpus": CorpusOptions(text_columns, id_column, on_bad_row),  # type: ignore[arg-type]
+        **options,
+    }
+    if plan_only:
+        with progress() as on_progress:
+            plan = builder.plan(corpus, index, on_progress=on_progress, **arguments)
+        print_json(plan.to_json()) if as_json else _print_plan(plan)
+        return
+    with progress() as on_progress:
+        report = builder.build(corpus, index, overwrite=overwrite, on_progress=on_progress, **arguments)
+    print_json(report.to_json()) if as_json else _print_report(report)
+
+
+def _print_plan(plan: "BuildPlan") -> None:
+    print_facts(
+        {
+            "documents": f"{plan.documents:,}",
+            **_losses(plan),
+            "tokens": f"{plan.tokens:,}",
+            "time": f"about {duration(plan.seconds)}",
+            "disk": size(plan.disk_bytes),
+            "memory": size(plan.memory_bytes),
+            "model": f"{plan.model}, {plan.dtype} on {plan.device}",
+            "index": plan.factory,
+        }
+    )
+    note("Nothing was written.")
+
+
+def _print_report(report: "BuildReport") -> None:
+    if report.complete_before and not report.added:
+        say(f"{report.path} is complete: {count(report.documents, 'documents')}")
+        note("Add --overwrite to start afresh.")
+    else:
+        say(f"{report.path}: {count(report.documents, 'documents')}")
+        print_facts(_facts(report))
+    note(f'Next: llmindex search "..." -i {shlex.quote(str(report.path))}')
+
+
+def _facts(report: "BuildReport") -> dict[str, str]:
+    facts = {}
+    if report.added != report.documents:
+        facts["added"] = f"{report.added:,} by this run"
+    facts |= _losses(report)
+    facts["tokens"] = f"{report.tokens:,}"
+    facts["time"] = _times(report.seconds)
+    if speed := _speed(report):
+        facts["speed"] = speed
+    facts["index"] = f"{report.index.factory}, measured recall@10 {report.index.recall_at_10:.3f}"
+    return facts
+
+
+def _losses(result: "BuildPlan | BuildReport") -> dict[str, str]:
+    """What of the corpus does not reach the index whole."""
+    facts = {}
+    if bad := {kind: rows for kind, rows in result.bad_rows.items() if rows}:
+        facts["skipped"] = f"{count(sum(bad.values()), 'rows')} ({kinds_of(bad)})"
+    if result.truncated:
+        facts["truncated"] = f"{count(result.truncated, 'documents')} cut to the encoder's maximum of tokens"
+    return facts
+
+
+def _times(seconds: Mapping[str, float]) -> str:
+    stages = {stage: seconds[stage] for stage in STAGES if stage in seconds}
+    listed = ", ".join(f"{stage} {duration(taken)}" for stage, taken in stages.items())
+    slowest = max(stages, key=stages.__getitem__, default="")
+    return f"{duration(seconds['total'])} ({listed}; held back by {slowest})"
+
+
+def _speed(report: "BuildReport") -> str:
+    # Encoding is what scales with the corpus; reading and writing run beside it.
+    streaming = report.seconds["total"] - report.seconds.get("index", 0.0)
+    if not report.added or streaming <= 0:
+        return ""
+    return f"{report.added / streaming:,.1f} documents/s"

@@ -1,0 +1,132 @@
+"""``llmindex cluster``: group the documents of an index."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmindex.errors import MissingPackage
+from llmindex_cli.console import Column, count, duration, print_json, print_table, say
+from llmindex_cli.labels import SUFFIXES, write_labels
+from llmindex_cli.options import Command, Number, check_suffix, index_option, json_option
+from llmindex_cli.progress import progress
+
+if TYPE_CHECKING:
+    from llmindex.cluster.clustering import Clustering
+
+    from llmindex.store.reader import VectorStore
+
+_COLUMNS = (
+    Column("cluster", align="right"),
+    Column("size", align="right"),
+    Column("keywords", fit="rest"),
+    Column("a central document", fit="rest"),
+)
+
+
+@click.command(
+    "cluster",
+    cls=Command,
+    examples=(
+        ("Groups, keywords, and a map to open in a browser", "llmindex cluster --plot map.html"),
+        ("Fewer and larger groups, labels to a file", "llmindex cluster --min-cluster-size 50 -o labels.csv"),
+        ("No noise but what is far from everything", "llmindex cluster --assign-noise --assign-distance 0.8"),
+    ),
+)
+@index_option
+@click.option("--min-cluster-size", type=click.IntRange(min=2), metavar="N", help="The least size of a cluster.")
+@click.option(
+    "--min-samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Neighbours that make a place dense, the point itself not counted; lower means less noise.",
+)
+@click.option("--selection", type=click.Choice(["eom", "leaf"]), help="Large stable clusters, or the tree's leaves.")
+@click.option("--reduce", type=click.Choice(["none", "pca", "umap"]), help="Reduce the dimensions first.")
+@click.option("--assign-noise/--no-assign-noise", default=None, help="Give noise to the cluster of its neighbours.")
+@click.option("--assign-distance", type=Number(min=0), metavar="D", help="Up to this distance (unit vectors: 0 to 2).")
+@click.option("--name", help="Name that the clustering is kept under. [default: default]")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    callback=check_suffix((".html", ".png")),
+    help="Draw a map: map.html to explore, map.png to print; may be given twice.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=check_suffix(SUFFIXES),
+    help="Write id, row, label and probability to a .parquet, .csv or .jsonl file.",
+)
+@json_option("one object")
+def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Group the documents with HDBSCAN; each cluster gets keywords and a central document.
+
+    Documents that belong to no cluster are noise, label -1.
+    """
+    _need_matplotlib(plot)
+    from llmindex import api
+
+    opened = api.open(index)
+    given = {name: value for name, value in options.items() if value is not None}
+    with progress() as on_progress:
+        clustering = opened.cluster(on_progress=on_progress, **given)
+        file = opened.path / "clusters" / f"{clustering.options.name}.parquet"
+        if output is not None:
+            write_labels(file, output)
+        if plot:
+            from llmindex.cluster.map import write_map
+
+            for path in plot:
+                write_map(path, opened.store, clustering, on_progress=on_progress)
+    if as_json:
+        print_json(_summary(clustering, output or file))
+    else:
+        _print(clustering, opened.store)
+        for written in (output, *plot):
+            if written is not None:
+                say(f"Wrote {written}")
+
+
+def _need_matplotlib(plots: tuple[Path, ...]) -> None:
+    # Before the clustering, which may take minutes, rather than after it.
+    if any(path.suffix == ".png" for path in plots) and importlib.util.find_spec("matplotlib") is None:
+        raise MissingPackage("a .png map needs matplotlib: pip install 'llmindex[plot]', or draw a .html map")
+
+
+def _summary(clustering: "Clustering", file: Path) -> Mapping[str, Any]:
+    return {
+        "documents": len(clustering.labels),
+        "clusters": len(clustering.clusters),
+        "noise_share": clustering.noise_share,
+        "name": clustering.options.name,
+        "file": str(file),
+        "seconds": clustering.seconds,
+    }
+
+
+def _print(clustering: "Clustering", store: "VectorStore") -> None:
+    clusters = sorted(clustering.clusters, key=lambda cluster: -cluster.size)
+    if clusters:
+        import numpy as np
+
+        central = np.array([cluster.central_rows[0] for cluster in clusters], np.int64)
+        texts = store.take(central, ["text"])["text"].to_pylist()
+        print_table(
+            _COLUMNS,
+            [
+                [str(cluster.label), f"{cluster.size:,}", ", ".join(cluster.keywords), text]
+                for cluster, text in zip(clusters, texts, strict=True)
+            ],
+        )
+        say("")
+    noise = int((clustering.labels == -1).sum())
+    say(
+        f"{count(len(clusters), 'clusters')} of {count(len(clustering.labels), 'documents')}; noise "
+        f"{count(noise, 'documents')} ({clustering.noise_share:.1%}); {duration(clustering.seconds)}; "
+        f'kept as "{clustering.options.name}"'
+    )

@@ -1,0 +1,253 @@
+"""Everything that is written to the terminal except progress: tables, JSON, notes, log lines.
+
+Documents, ids and file names are text of unknown origin. What goes into a table or a message is stripped of control
+characters and escape sequences, and is never read as markup.
+"""
+
+import base64
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from typing import Any, Literal
+
+import click
+
+PIPE_WIDTH = 120
+
+_ESCAPE_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor movement
+    r"|(?:\x1b[\]P^_X]|[\x9d\x90\x9e\x9f\x98])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS and their kin
+    r"|\x1b[ -/]*[0-~]?"
+)
+# Controls, line and direction overrides, lone surrogates; joiners stay, as emoji and several scripts need them.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: its heading.
+        align: "right" for numbers.
+        fit: "full" is as wide as its widest cell; "quarter" too, up to a quarter of the line; "rest" shares with
+            its like what the others leave; "open" is never cut (for a last column that must be read whole).
+    """
+
+    title: str
+    align: Literal["left", "right"] = "left"
+    fit: Literal["full", "quarter", "rest", "open"] = "full"
+
+
+def plain(text: str) -> str:
+    """Text as one line that a terminal shows and does not obey."""
+    return _UNPRINTABLE.sub("", " ".join(_ESCAPE_SEQUENCE.sub("", text).split()))
+
+
+def one_line(message: str) -> str:
+    """A message on one line, with anything unprintable written as an escape."""
+    folded = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], folded)
+
+
+def cut(text: str, width: int) -> str:
+    """Text shortened to a number of terminal cells, an ellipsis at its end if something is missing."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return text
+    ellipsis = "…" if _can_show("…") else "..."
+    return set_cell_size(text, max(0, width - len(ellipsis))).rstrip() + ellipsis
+
+
+def say(line: str, *, heading: bool = False) -> None:
+    """Write a line of results; a heading is bold on a terminal.
+
+    Not by click.echo, which writes UTF-8 to streams that declare themselves ASCII.
+    """
+    if sys.stdout is None:
+        return
+    bold = heading and sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    sys.stdout.write(f"\x1b[1m{line}\x1b[0m\n" if bold else f"{line}\n")
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Write rows under headings, fitted to the width of the terminal (120 columns where there is none).
+
+    Args:
+        columns: what is shown.
+        rows: each as many cells as there are columns; their text may be anything.
+    """
+    from rich.cells import cell_len
+
+    # A cell shows at most one line of the text: what lies far behind its end need not be cleaned.
+    total = shutil.get_terminal_size((PIPE_WIDTH, 24)).columns
+    cells = [
+        [plain(cell if column.fit == "open" else cell[: 16 * total]) for column, cell in zip(columns, row, strict=True)]
+        for row in rows
+    ]
+    natural = [
+        max([cell_len(column.title), *(cell_len(row[number]) for row in cells)])
+        for number, column in enumerate(columns)
+    ]
+    widths = _widths(columns, natural, total)
+    say(_line([column.title for column in columns], columns, widths), heading=True)
+    for row in cells:
+        say(_line(row, columns, widths))
+
+
+def _widths(columns: Sequence[Column], natural: Sequence[int], total: int) -> list[int]:
+    widths = [
+        min(width, total // 4) if column.fit == "quarter" else width
+        for column, width in zip(columns, natural, strict=True)
+    ]
+    flexible = [number for number, column in enumerate(columns) if column.fit == "rest"]
+    spare = total - 2 * (len(columns) - 1) - sum(w for n, w in enumerate(widths) if n not in flexible)
+    for left, number in zip(range(len(flexible), 0, -1), flexible, strict=True):
+        widths[number] = min(natural[number], max(8, spare // left))
+        spare -= widths[number]
+    return widths
+
+
+def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    from rich.cells import cell_len
+
+    parts = []
+    for cell, column, width in zip(cells, columns, widths, strict=True):
+        shown = cell if column.fit == "open" else cut(cell, width)
+        padding = " " * (width - cell_len(shown))
+        parts.append(padding + shown if column.align == "right" else shown + padding)
+    return "  ".join(parts).rstrip()
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Write names and values, one pair a line, the values below each other."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        say(f"{name:<{width}}  {plain(value)}")
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401  (whatever a corpus's columns hold)
+    """Write one JSON object on one line, in UTF-8 whatever the terminal speaks."""
+    if sys.stdout is None:
+        return
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None and sys.stdout.encoding.lower().replace("-", "") != "utf8":
+        reconfigure(encoding="utf-8")
+    line = json.dumps(json_safe(value), ensure_ascii=False, allow_nan=False)
+    # json leaves these as they are, and a terminal would obey them.
+    sys.stdout.write(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", line) + "\n")
+
+
+def json_safe(value: Any) -> Any:  # noqa: ANN401
+    """A value of any Arrow column as JSON has it.
+
+    Dates and times become ISO 8601, durations seconds, decimals strings, bytes base64, NaN and infinities null.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_safe(item) for item in value]
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode("ascii")
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return json_safe(value.tolist())
+    return str(value)
+
+
+def note(message: str) -> None:
+    """A hint for the person at the terminal, on standard error; not with -q."""
+    if not is_quiet() and sys.stderr is not None:
+        sys.stderr.write(one_line(message) + "\n")
+
+
+def is_quiet() -> bool:
+    """Whether -q was given."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().params.get("quiet"))
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: ``1 document``, ``12,288 documents``."""
+    return f"{number:,} {noun}" if number != 1 else f"1 {noun.removesuffix('s')}"
+
+
+def kinds_of(bad_rows: Mapping[str, int]) -> str:
+    """Counts of bad rows by kind: ``3 empty, 1 not utf8``."""
+    return ", ".join(f"{rows:,} {kind.replace('_', ' ')}" for kind, rows in sorted(bad_rows.items()) if rows)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: ``4.2 s``, ``3 min 5 s``, ``2 h 10 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(number: float) -> str:
+    """Bytes in the unit that fits: ``512 B``, ``1.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _can_show(text: str) -> bool:
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeError:
+        return False
+    return True
+
+
+class _StderrHandler(logging.Handler):
+    """Writes each record as one line; looks ``sys.stderr`` up each time, so that a live progress bar can lift it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is None:
+            return
+        name = "" if record.name.startswith("llmindex") else f"{record.name}: "
+        sys.stderr.write(one_line(f"{record.levelname.capitalize()}: {name}{record.getMessage()}") + "\n")
+
+
+def configure(*, quiet: bool, verbose: int) -> None:
+    """Set how much of the library's and of its dependencies' talk reaches standard error."""
+    ours = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
+    others = [logging.ERROR, logging.WARNING, logging.INFO][min(verbose, 2)]
+    root = logging.getLogger()
+    if not any(isinstance(handler, _StderrHandler) for handler in root.handlers):
+        root.addHandler(_StderrHandler())
+    root.setLevel(others)
+    logging.getLogger("llmindex").setLevel(logging.ERROR if quiet and not verbose else ours)
+    if verbose:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")

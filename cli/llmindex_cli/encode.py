@@ -1,0 +1,184 @@
+"""``llmindex encode``: the vectors alone, for use elsewhere."""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from llmindex.progress import Progress, ProgressCallback
+from llmindex_cli.console import count, kinds_of, note, print_json, say
+from llmindex_cli.options import Command, check_suffix, corpus_options, encoder_options, json_option
+from llmindex_cli.progress import progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from llmindex.corpus import Corpus
+    from llmindex.encode.encoder import Encoder
+    from llmindex.records import Vectors
+
+SUFFIXES = (".parquet", ".npy")
+WINDOW = 2048
+
+
+@click.command(
+    "encode",
+    cls=Command,
+    examples=(
+        ("Ids and vectors as Parquet", "llmindex encode corpus.jsonl -o vectors.parquet"),
+        ("A NumPy matrix of queries, one JSON object a line", "llmindex encode - --role query -o q.npy < q.jsonl"),
+    ),
+)
+@click.argument("file", default="-", type=click.Path(allow_dash=True), metavar="[FILE|-]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    callback=check_suffix(SUFFIXES),
+    help="vectors.parquet (columns id, vector) or vectors.npy (float32, a row a document).",
+)
+@click.option(
+    "--role",
+    type=click.Choice(["document", "query"]),
+    default="document",
+    show_default=True,
+    help="Whose prompt is put around the texts.",
+)
+@json_option("one object")
+@corpus_options
+@encoder_options
+def command(
+    file: str,
+    output: Path,
+    role: str,
+    as_json: bool,
+    encoder: dict[str, Any],
+    text_columns: tuple[str, ...],
+    id_column: str | None,
+    on_bad_row: str,
+) -> None:
+    """Write the vectors of the texts in FILE, any source that build takes, to a file."""
+    if file == "-" and (sys.stdin is None or sys.stdin.isatty()):
+        raise click.UsageError("Name a FILE, or give the texts on standard input.", click.get_current_context())
+    from llmindex.corpus import Corpus, CorpusOptions
+    from llmindex.encode.encoder import Encoder, EncoderOptions
+    from llmindex.store.files import replacing
+
+    options = CorpusOptions(text_columns, id_column, on_bad_row)  # type: ignore[arg-type]
+    with progress() as on_progress, closing(Corpus.open([file], options, on_progress)) as corpus:
+        loaded = Encoder.from_options(EncoderOptions(**encoder))
+        sink_type = ParquetSink if output.suffix == ".parquet" else NpySink
+        with replacing(output) as temporary, closing(sink_type(temporary, loaded.spec.dim)) as sink:
+            bad_rows = _copy(corpus, loaded, role, sink, on_progress)
+    result = {"file": str(output), "documents": sink.rows, "dim": loaded.spec.dim, "bad_rows": dict(bad_rows)}
+    if as_json:
+        print_json(result)
+    else:
+        say(f"{output}: {count(sink.rows, 'vectors')} of {loaded.spec.dim} values")
+    if skipped := sum(bad_rows.values()):
+        note(f"Skipped {count(skipped, 'rows')} ({kinds_of(bad_rows)}).")
+
+
+def _copy(
+    corpus: "Corpus", encoder: "Encoder", role: str, sink: "Sink", on_progress: ProgressCallback | None
+) -> Mapping[str, int]:
+    tokens = 0
+    bad_rows: Mapping[str, int] = {}
+    for window in corpus.windows(WINDOW):
+        texts = window.table["text"].to_pylist()
+        done, before = sink.rows, tokens
+
+        def shift(record: Progress, done: int = done, before: int = before) -> None:
+            nonlocal tokens
+            tokens = before + record.tokens
+            if on_progress is not None:
+                on_progress(Progress("encode", done + record.done, corpus.rows, tokens=tokens))
+
+        vectors = encoder.encode(texts, role=role, on_progress=shift)  # type: ignore[arg-type]
+        sink.append(window.table["id"], vectors)
+        bad_rows = window.position.bad_rows
+    return bad_rows
+
+
+class Sink(ABC):
+    """A file of vectors that grows window by window.
+
+    Attributes:
+        rows: vectors written.
+    """
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self.rows = 0
+        self._dim = dim
+        self._open(path)
+
+    def append(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None:
+        """Write ``(m, dim)`` vectors and their ids."""
+        self._write(ids, vectors)
+        self.rows += len(vectors)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish the file."""
+
+    @abstractmethod
+    def _open(self, path: Path) -> None: ...
+
+    @abstractmethod
+    def _write(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None: ...
+
+
+class ParquetSink(Sink):
+    """Columns ``id`` (string) and ``vector`` (fixed-size list of float32)."""
+
+    def _open(self, path: Path) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        vector = pa.list_(pa.field("item", pa.float32(), nullable=False), self._dim)
+        self._schema = pa.schema(
+            [pa.field("id", pa.string(), nullable=False), pa.field("vector", vector, nullable=False)]
+        )
+        # As in the store: neither dictionary nor compression gains anything on vectors, and both cost time.
+        self._writer = parquet.ParquetWriter(path, self._schema, use_dictionary=False, compression="none")
+
+    def _write(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None:
+        import pyarrow as pa
+
+        kind = self._schema.field("vector").type
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=kind)
+        self._writer.write_table(pa.table([ids, column], schema=self._schema))
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+
+
+class NpySink(Sink):
+    """A NumPy array file; its header is written again at the end, when the number of rows is known."""
+
+    def _open(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("w+b")
+        self._header()
+
+    def _header(self) -> None:
+        from numpy.lib import format as npy
+
+        self._file.seek(0)
+        # NumPy pads the header so that it keeps its length when the first axis grows.
+        npy.write_array_header_1_0(
+            self._file, {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dim)}
+        )
+
+    def _write(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None:
+        self._file.write(vectors.astype("<f4", copy=False).tobytes())
+
+    def close(self) -> None:
+        """Correct the header."""
+        self._header()
+        self._file.close()

@@ -1,0 +1,42 @@
+"""Hits as a table for people or as JSON lines for programs."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmindex_cli.console import Column, print_json, print_table
+
+if TYPE_CHECKING:
+    from llmindex.records import Hit
+
+_COLUMNS = (
+    Column("rank", align="right"),
+    Column("score", align="right"),
+    Column("id", fit="quarter"),
+    Column("text", fit="rest"),
+)
+
+
+def print_hits(hits: "Sequence[Hit]") -> None:
+    """Write a table, the texts cut to the terminal's width."""
+    print_table(_COLUMNS, [[str(hit.rank), f"{hit.score:.4f}", hit.id, hit.text] for hit in hits])
+
+
+def print_hits_json(query: str, hits: "Sequence[Hit]") -> None:
+    """Write one JSON object a hit."""
+    for hit in hits:
+        print_json(
+            {
+                "query": query,
+                "rank": hit.rank,
+                "id": hit.id,
+                "score": hit.score,
+                "text": hit.text,
+                "metadata": hit.metadata,
+            }
+        )
+
+
+def none_found(about: str, min_score: float | None) -> str:
+    """The note for a query without hits."""
+    limit = "" if min_score is None else f" with a score of {min_score:g} or more"
+    return f"No hits for {about}{limit}."

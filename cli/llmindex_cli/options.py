@@ -1,0 +1,294 @@
+"""Options that several commands share, each defined once, and how help shows them.
+
+Decorators here only parse and check what can be checked without a model: whatever needs torch, pyarrow or the index
+itself is the library's to refuse.
+"""
+
+import functools
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from llmindex.encode.prompts import PROMPTS, resolve
+from llmindex.encode.spec import ATTENTIONS, POOLINGS
+from llmindex.errors import IndexNotFound, UsageError
+
+INDEX_SUFFIX = ".llmindex"
+
+CommandFunction = Callable[..., None]
+Decorator = Callable[[CommandFunction], CommandFunction]
+
+
+class Command(click.Command):
+    """A command whose help shows options by section and ends with examples.
+
+    Args:
+        examples: pairs of what for and the command line; an empty what-for continues the pair above.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[tuple[str, str]] = (), **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their sections' titles; ``--help`` stays with the first."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            # Arguments are in the usage line; newer click lists them here as well.
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        if not self.examples:
+            return
+        with formatter.section("Examples"):
+            for purpose, line in self.examples:
+                if purpose:
+                    formatter.write_text(f"{purpose}:")
+                formatter.write(f"{'':>{formatter.current_indent + 2}}{line}\n")
+
+
+class SectionOption(click.Option):
+    """An option that help lists under a title of its own."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        """Parse, and refuse nan and inf, which pass every comparison or none."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class PromptType(click.ParamType[str]):
+    """A prompt's name, or a template that contains ``{text}``."""
+
+    name = "name|template"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """Check now what would otherwise fail after the model has been loaded."""
+        try:
+            resolve(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """The named prompts."""
+        return [CompletionItem(name, help=PROMPTS[name]) for name in PROMPTS if name.startswith(incomplete)]
+
+
+class DeviceType(click.ParamType[str]):
+    """A device as torch names it, or "auto"."""
+
+    name = "auto|cpu|cuda[:N]|mps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """Check the form; whether there is such a device is for torch to say."""
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            self.fail(f"'{value}' is none of auto, cpu, cuda, cuda:1, mps.", param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """The usual devices."""
+        return [CompletionItem(name) for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
+
+
+class ModelType(click.ParamType[str]):
+    """``default``, a hub name or a local folder."""
+
+    name = "name|folder"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """The default's name, else folders."""
+        if incomplete and "default".startswith(incomplete):
+            return [CompletionItem("default")]
+        return [CompletionItem(incomplete, type="dir")]
+
+
+class IndexType(click.ParamType[Path]):
+    """An index folder."""
+
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
+        """A path; whether it holds an index is for the library to say."""
+        return Path(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """Index folders beside each other, else any folder."""
+        parent, prefix = os.path.split(incomplete)
+        found = [os.path.join(parent, path.name) for path in _indexes(Path(parent)) if path.name.startswith(prefix)]  # noqa: PTH118
+        return [CompletionItem(path) for path in found] or [CompletionItem(incomplete, type="dir")]
+
+
+def _indexes(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"*{INDEX_SUFFIX}") if path.is_dir())
+
+
+def find_index(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """The index named by -i or $LLMINDEX_INDEX, else the only one in the current directory."""
+    if value is not None or ctx.resilient_parsing:
+        return value
+    found = _indexes(Path())
+    if not found:
+        raise IndexNotFound(
+            f"no *{INDEX_SUFFIX} folder in {Path.cwd()}: name an index with -i or $LLMINDEX_INDEX, "
+            "or make one with `llmindex build CORPUS`"
+        )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise click.UsageError(f"Several indexes here: {names}. Choose one with -i or $LLMINDEX_INDEX.", ctx)
+    return found[0]
+
+
+def index_option(command: CommandFunction) -> CommandFunction:
+    """``-i/--index``, resolved to a path."""
+    return click.option(
+        "-i",
+        "--index",
+        type=IndexType(),
+        envvar="LLMINDEX_INDEX",
+        callback=find_index,
+        help=f"The index folder. [default: $LLMINDEX_INDEX, else the only *{INDEX_SUFFIX} here]",
+    )(command)
+
+
+def hits_options(command: CommandFunction) -> CommandFunction:
+    """``-k`` and ``--min-score``."""
+    return _apply(
+        command,
+        click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits."),
+        click.option(
+            "--min-score",
+            type=Number(-1, 1),
+            metavar="SCORE",
+            help="Leave out hits with a lower score (inner product of unit vectors, at most 1).",
+        ),
+    )
+
+
+def json_option(what: str) -> Decorator:
+    """``--json``.
+
+    Args:
+        what: what is written, for the help: "one object a hit".
+    """
+    return click.option("--json", "as_json", is_flag=True, help=f"Write JSON: {what}.")
+
+
+def corpus_options(command: CommandFunction) -> CommandFunction:
+    """How documents are read from the sources' rows."""
+    section = functools.partial(_option, "Corpus options")
+    return _apply(
+        command,
+        section(
+            "--text-column",
+            "text_columns",
+            multiple=True,
+            metavar="NAME",
+            help="Column with the text; several are joined. [default: found by name]",
+        ),
+        section("--id-column", metavar="NAME", help="Column with the ids. [default: id, else the row's number]"),
+        section(
+            "--on-bad-row",
+            type=click.Choice(["skip", "fail"]),
+            default="skip",
+            show_default=True,
+            help="Rows that are empty, null, not UTF-8 or have an id twice: count and skip them, or stop.",
+        ),
+    )
+
+
+def encoder_options(command: CommandFunction) -> CommandFunction:
+    """The options of every command that embeds; it gets them as ``encoder``, a dict of EncoderOptions' fields."""
+    return _gather(command, "encoder", _ENCODER_OPTIONS)
+
+
+def runtime_options(command: CommandFunction) -> CommandFunction:
+    """Where and how an index's own encoder runs, which does not change it; the command gets a dict, ``runtime``."""
+    kept = ("dtype", "device", "trust_remote_code")
+    return _gather(command, "runtime", [option for option in _ENCODER_OPTIONS if option[0] in kept])
+
+
+def _gather(command: CommandFunction, parameter: str, options: Sequence[tuple[str, Decorator]]) -> CommandFunction:
+    @functools.wraps(command)
+    def gathered(**kwargs: Any) -> None:  # noqa: ANN401
+        gathered_values = {name: kwargs.pop(name) for name, _ in options}
+        command(**{parameter: gathered_values}, **kwargs)
+
+    return _apply(gathered, *(option for _, option in options))
+
+
+def check_suffix(suffixes: Sequence[str]) -> Callable[..., Any]:
+    """A callback that refuses output files of another kind before any work is done."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noqa: ANN401
+        for path in value if isinstance(value, tuple) else [value] if value else []:
+            if path.suffix not in suffixes:
+                raise click.BadParameter(f"'{path}' does not end in {' or '.join(suffixes)}.", ctx, param)
+        return value
+
+    return check
+
+
+def _option(section: str, *declarations: str, **attributes: Any) -> Decorator:  # noqa: ANN401
+    return click.option(*declarations, cls=SectionOption, section=section, **attributes)
+
+
+def _apply(command: CommandFunction, *decorators: Decorator) -> CommandFunction:
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+def _encoder_option(name: str, **attributes: Any) -> tuple[str, Decorator]:  # noqa: ANN401
+    return name, _option("Encoder options", f"--{name.replace('_', '-')}", **attributes)
+
+
+_ENCODER_OPTIONS: list[tuple[str, Decorator]] = [
+    _encoder_option(
+        "model", type=ModelType(), default="default", show_default=True, help="default, a hub name or a model folder."
+    ),
+    _encoder_option("revision", metavar="REV", help="Branch, tag or commit of a hub model."),
+    _encoder_option(
+        "prompt", type=PromptType(), help="Prompt around each document: a name (see `llmindex prompts`) or a template."
+    ),
+    _encoder_option(
+        "query_prompt", type=PromptType(), help="Prompt around each query. [default: that of the documents if given]"
+    ),
+    _encoder_option("pooling", type=click.Choice(POOLINGS), help="How token states become one vector."),
+    _encoder_option(
+        "layer", type=int, metavar="N", help="Layer whose states are pooled: -1 the last, 0 the embeddings."
+    ),
+    _encoder_option("attention", type=click.Choice(ATTENTIONS), help="Causal as pre-trained, or bidirectional."),
+    _encoder_option("max_tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of each text that are kept."),
+    _encoder_option("dim", type=click.IntRange(min=1), metavar="N", help="Cut the vectors to their first N values."),
+    _encoder_option(
+        "dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="What the model computes in.",
+    ),
+    _encoder_option("device", type=DeviceType(), default="auto", show_default=True, help="Where the model runs."),
+    _encoder_option("trust_remote_code", is_flag=True, help="Run Python code that comes with the model."),
+]

@@ -1,0 +1,142 @@
+"""Progress records as people see them: a bar on a terminal, else a line now and then, on standard error."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from llmindex.progress import Progress, ProgressCallback
+from llmindex_cli.console import duration, is_quiet
+
+LINE_EVERY_S = 10.0
+# A stage that took less is over before anybody wonders: it gets no line of its own.
+WORTH_A_LINE_S = 1.0
+
+
+@dataclass(slots=True)
+class Stage:
+    """A stage under way, and how fast it goes.
+
+    Attributes:
+        first: its first record; rates count from there, so that loading a model does not slow them.
+        last: its newest record.
+        began: when the first came, in seconds of the clock.
+        now: when the newest came.
+    """
+
+    first: Progress
+    last: Progress
+    began: float
+    now: float
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the first record to the newest."""
+        return self.now - self.began
+
+    @property
+    def rate(self) -> float:
+        """Units a second, by this run alone; 0 while unknown."""
+        return (_fresh(self.last) - _fresh(self.first)) / self.elapsed if self.elapsed > 0 else 0.0
+
+    @property
+    def token_rate(self) -> float:
+        """Tokens a second; 0 while unknown, or where the stage has none."""
+        return (self.last.tokens - self.first.tokens) / self.elapsed if self.elapsed > 0 else 0.0
+
+    def describe(self) -> str:
+        """How far, how fast, how long yet: ``12,288 of 20,000 documents, 35 documents/s, 3 min left``."""
+        last = self.last
+        of = f" of {last.total:,}" if last.total is not None else ""
+        parts = [f"{last.done:,}{of} {last.unit}"]
+        if self.rate:
+            parts.append(f"{_rate(self.rate)} {last.unit}/s")
+        if self.token_rate:
+            parts.append(f"{_rate(self.token_rate)} tokens/s")
+        if self.rate and last.total is not None and last.total > last.done:
+            parts.append(f"{duration((last.total - last.done) / self.rate)} left")
+        return ", ".join(parts)
+
+
+def _fresh(record: Progress) -> int:
+    return record.done if record.fresh is None else record.fresh
+
+
+def _rate(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+
+
+class LineMeter:
+    """One plain line every ten seconds and at the end of each stage that took a second or more."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._stage: Stage | None = None
+        self._written = clock()
+
+    def __call__(self, record: Progress) -> None:
+        """Take a record."""
+        now = self._clock()
+        if self._stage is None or self._stage.last.stage != record.stage:
+            self.finish()
+            self._stage = Stage(record, record, now, now)
+        else:
+            self._stage.last, self._stage.now = record, now
+        if now - self._written >= LINE_EVERY_S:
+            self._write(f"{record.stage}: {self._stage.describe()}")
+            self._written = now
+
+    def finish(self) -> None:
+        """The current stage is over."""
+        stage, self._stage = self._stage, None
+        if stage is not None and stage.elapsed >= WORTH_A_LINE_S:
+            self._write(f"{stage.last.stage}: {stage.describe()}, took {duration(stage.elapsed)}")
+            self._written = self._clock()
+
+
+@contextmanager
+def progress() -> Iterator[ProgressCallback | None]:
+    """A callback that shows progress while the block runs; None with -q."""
+    if is_quiet() or sys.stderr is None:
+        yield None
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _bar() as callback:
+            yield callback
+    else:
+        meter = LineMeter(lambda line: _write_line(line))
+        yield meter
+        meter.finish()
+
+
+def _write_line(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def _bar() -> Iterator[ProgressCallback]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description:<10}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[detail]}", markup=False),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        stages: dict[str, tuple[Stage, int]] = {}
+
+        def show(record: Progress) -> None:
+            now = time.monotonic()
+            if record.stage not in stages:
+                task = bar.add_task(record.stage, total=record.total, detail="")
+                stages[record.stage] = (Stage(record, record, now, now), int(task))
+            stage, number = stages[record.stage]
+            stage.last, stage.now = record, now
+            bar.update(bar.task_ids[number], completed=record.done, total=record.total, detail=stage.describe())
+
+        yield show

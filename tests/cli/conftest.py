@@ -1,0 +1,70 @@
+"""How the tests here run the command line: in this process where that is enough, else as a real process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llmindex_cli.main import main
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Llmindex = Callable[..., Ended]
+
+
+@pytest.fixture
+def llmindex(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Llmindex:
+    """Run a command line in this process."""
+    monkeypatch.delenv("LLMINDEX_INDEX", raising=False)
+    monkeypatch.delenv("LLMINDEX_DEBUG", raising=False)
+
+    def run(*arguments: str | Path) -> Ended:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Ended(code, out, err)
+
+    return run
+
+
+def start(
+    *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
+) -> "subprocess.Popen[bytes]":
+    """Start a command line as a process of its own."""
+    here = Path(__file__).parents[2]
+    settings = {key: value for key, value in os.environ.items() if not key.startswith("LLMINDEX_")}
+    settings |= {"PYTHONPATH": f"{here}:{here / 'cli'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmindex_cli", *map(str, arguments)],
+        cwd=cwd,
+        env=settings,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Llmindex:
+    """Run a command line as a process of its own, in an empty directory unless told another."""
+
+    def run(
+        *arguments: str | Path, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, stdin: bytes | None = None
+    ) -> Ended:
+        running = start(*arguments, cwd=cwd, env=env, stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE)
+        out, err = running.communicate(stdin, timeout=180)
+        return Ended(running.returncode, out.decode(), err.decode())
+
+    return run
