@@ -1,0 +1,102 @@
+"""Crash-safe files: a file is there whole or not at all, and a disk that refuses is answered in one line."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from llmindex.errors import IndexLocked, StorageError
+
+LOCK_NAME: Final = "lock"
+
+_TEMPORARY = ".tmp"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Lend a temporary path; what was written there takes the place of ``path`` at the end, durably.
+
+    On any failure the temporary file is removed and ``path`` is as it was.
+
+    Raises:
+        StorageError: the disk refused (full, read-only, not permitted).
+    """
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The answer to a write that failed."""
+    # Arrow repeats the number inside a longer text; the system's own words are enough.
+    return StorageError(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether the file is one that :func:`replacing` left behind when its process was killed."""
+    return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+
+
+def lock(folder: Path) -> BinaryIO:
+    """Take the folder's lock; it is free when the file is closed or the process ends, however it ends.
+
+    Raises:
+        IndexLocked: another process has it.
+        StorageError: the folder cannot be written to.
+    """
+    path = folder / LOCK_NAME
+    try:
+        file = path.open("a+b", buffering=0)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read(20)
+        file.close()
+        who = f"process {int(holder)}" if holder.isdigit() else "another process"
+        raise IndexLocked(f"{folder} is being written by {who}; wait for it or stop it") from error
+    except OSError as error:
+        file.close()
+        raise storage_error(path, error) from error
+    return file
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

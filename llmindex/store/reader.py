@@ -1,0 +1,267 @@
+"""VectorStore: what an index folder holds, as one consistent snapshot.
+
+All shards are opened, memory-mapped, when the store is: whatever a writer commits, replaces or removes later does
+not show, and nothing has to be locked. Columns are read in row groups, vectors in blocks, never row by row.
+Methods may be called from several threads.
+"""
+
+import difflib
+import errno
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from llmindex.errors import CorruptStore, StorageError, UsageError
+from llmindex.records import Rows, Vectors
+from llmindex.store.manifest import Manifest, ShardRecord
+from llmindex.store.shard import VECTOR, stored_vectors, without_vectors
+
+_NO_DOCUMENTS: Final = pa.schema(
+    [pa.field("id", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]
+)
+
+
+class _Shard:
+    """An open shard."""
+
+    def __init__(self, path: Path, record: ShardRecord) -> None:
+        self.path = path
+        self.record = record
+        if path.stat().st_size != record.bytes:
+            raise FileNotFoundError(errno.ENOENT, "another file has taken its place", str(path))
+        self.source = pa.memory_map(str(path))
+
+    @cached_property
+    def metadata(self) -> pq.FileMetaData:
+        try:
+            metadata = pq.ParquetFile(self.source).metadata
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self.path) from error
+        if metadata.num_rows != self.record.rows:
+            raise _damaged(self.path)
+        return metadata
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        return without_vectors(self.metadata.schema.to_arrow_schema(), self.path)
+
+    @cached_property
+    def group_starts(self) -> Rows:
+        """Where the row groups begin, ``(groups + 1,)``."""
+        sizes = [self.metadata.row_group(number).num_rows for number in range(self.metadata.num_row_groups)]
+        return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        # A file object of its own for each call: they keep state while they read.
+        try:
+            for batch in self._file().iter_batches(batch_size=rows, columns=list(columns)):
+                yield batch.select(list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self.path) from error
+
+    def group(self, number: int, columns: Sequence[str]) -> pa.Table:
+        try:
+            return self._file().read_row_group(number, columns=list(columns)).select(list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self.path) from error
+
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.source, metadata=self.metadata)
+
+
+def _damaged(path: Path) -> CorruptStore:
+    return CorruptStore(f"{path} is damaged; `llmindex verify` names every file at fault")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows that are to be read from one row group."""
+
+    shard: _Shard
+    group: int
+    rows: Rows  # counted within the row group
+
+
+class VectorStore:
+    """The documents and vectors of an index.
+
+    Attributes:
+        path: the index folder.
+        manifest: its table of contents, as of the moment of opening.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, shards: Sequence[_Shard]) -> None:
+        """Use :meth:`open`."""
+        self.path = path
+        self.manifest = manifest
+        self._shards = shards
+        self._starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)], dtype=np.int64)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "VectorStore":
+        """Open an index folder; one that holds no documents yet can be opened, too.
+
+        Raises:
+            IndexNotFound: there is none.
+            ManifestError: its manifest is damaged or of a newer format.
+            CorruptStore: a file that the manifest names is missing or has another size.
+        """
+        folder = Path(path)
+        manifest = Manifest.load(folder)
+        while True:
+            try:
+                return cls(folder, manifest, [_Shard(folder / shard.file, shard) for shard in manifest.shards])
+            except FileNotFoundError as error:
+                # A writer replaces the manifest before it removes a file: if that is what happened, read again.
+                manifest, before = Manifest.load(folder), manifest
+                if manifest.shards == before.shards:
+                    fault = f"{error.filename or error} is missing or has another size than the manifest says"
+                    raise CorruptStore(f"{fault}; restore it, or build the index again") from error
+            except OSError as error:
+                hint = "; raise the limit (`ulimit -n`)" if error.errno == errno.EMFILE else ""
+                raise StorageError(
+                    f"cannot open the {len(manifest.shards):,} shards of {folder}: {error}{hint}"
+                ) from error
+
+    @property
+    def count(self) -> int:
+        """Documents in the store; rows are numbered from 0."""
+        return int(self._starts[-1])
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        return self.manifest.encoder.spec.dim
+
+    @property
+    def vectors_id(self) -> str:
+        """Identity of the stored rows; see :attr:`Manifest.vectors_id`."""
+        return self.manifest.vectors_id
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Columns of the documents: id, text, metadata."""
+        return self._shards[0].schema if self._shards else _NO_DOCUMENTS
+
+    def iter_vectors(self, block_rows: int = 16_384) -> Iterator[Vectors]:
+        """The vectors in row order, in blocks of at most ``block_rows``: each ``(m, dim) float32``."""
+        for shard in self._shards:
+            for batch in shard.batches([VECTOR], block_rows):
+                yield stored_vectors(batch.column(0)).astype(np.float32)
+
+    def vectors(self) -> Vectors:
+        """All vectors, ``(count, dim) float32``."""
+        every = np.empty((self.count, self.dim), np.float32)
+        start = 0
+        for block in self.iter_vectors():
+            every[start : start + len(block)] = block
+            start += len(block)
+        return every
+
+    def take_vectors(self, rows: Rows) -> Vectors:
+        """Vectors of the given rows, ``(len(rows), dim) float32``, in the order given.
+
+        Raises:
+            ValueError: a row is not in the store.
+        """
+        distinct, where = np.unique(rows, return_inverse=True)
+        blocks = [
+            stored_vectors(piece.shard.group(piece.group, [VECTOR]).column(0))[piece.rows].astype(np.float32)
+            for piece in self._locate(distinct)
+        ]
+        return np.concatenate(blocks)[where] if blocks else np.empty((0, self.dim), np.float32)
+
+    def take(self, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
+        """Documents of the given rows, in the order given; a row may be asked for more than once.
+
+        Args:
+            rows: ``(n,) int64``.
+            columns: which columns, in which order; None for all of :attr:`schema`.
+
+        Raises:
+            ValueError: a row is not in the store.
+            UsageError: there is no such column.
+        """
+        names = self._check_columns(columns)
+        distinct, where = np.unique(rows, return_inverse=True)
+        tables = [piece.shard.group(piece.group, names).take(piece.rows) for piece in self._locate(distinct)]
+        if not tables:
+            return pa.schema([self.schema.field(name) for name in names]).empty_table()
+        return pa.concat_tables(tables).combine_chunks().take(where)
+
+    def iter_columns(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The given columns of all documents, in row order, some thousand rows at a time.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        names = self._check_columns(columns)
+        return (batch for shard in self._shards for batch in shard.batches(names, 16_384))
+
+    def rows_of(self, ids: Sequence[str]) -> Rows:
+        """Row numbers of documents, ``(len(ids),) int64``, in the order given.
+
+        Raises:
+            UsageError: there is no document of that id; the nearest ids are named.
+        """
+        wanted = list(dict.fromkeys(ids))
+        value_set = pa.array(wanted, pa.string())
+        found: dict[str, int] = {}
+        start = 0
+        for batch in self.iter_columns(["id"]):
+            if len(found) == len(wanted):
+                break
+            places = pc.index_in(batch.column(0), value_set=value_set)
+            for row in pc.indices_nonzero(pc.is_valid(places)).to_pylist():
+                found.setdefault(wanted[places[row].as_py()], start + row)
+            start += len(batch)
+        for each in wanted:
+            if each not in found:
+                raise UsageError(f'no document has the id "{each}" in {self.path}{self._nearest(each)}')
+        return np.array([found[each] for each in ids], dtype=np.int64)
+
+    def _nearest(self, unknown: str) -> str:
+        """Ids that may have been meant, as the end of a sentence."""
+        likely: list[str] = []
+        for batch in self.iter_columns(["id"]):
+            likely += _resembling(batch.column(0), unknown)
+            if len(likely) > 2_000:
+                break
+        nearest = difflib.get_close_matches(unknown, likely, n=3)
+        quoted = ", ".join(f'"{each}"' for each in nearest)
+        return f"; the nearest are {quoted}" if nearest else ""
+
+    def _locate(self, rows: Rows) -> Iterator[_Piece]:
+        """Where ascending rows lie, row group by row group."""
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < self.count):
+            raise ValueError(f"rows must lie in 0 … {self.count - 1}, got {rows[0]} … {rows[-1]}")
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(shard_of):
+            shard = self._shards[number]
+            inside = rows[shard_of == number] - self._starts[number]
+            group_of = np.searchsorted(shard.group_starts, inside, side="right") - 1
+            for group in np.unique(group_of):
+                yield _Piece(shard, int(group), inside[group_of == group] - shard.group_starts[group])
+
+    def _check_columns(self, columns: Sequence[str] | None) -> list[str]:
+        names = self.schema.names
+        for name in columns or ():
+            if name not in names:
+                raise UsageError(f'{self.path} has no column "{name}"; it has {", ".join(names)}')
+        return list(names if columns is None else columns)
+
+
+def _resembling(ids: pa.Array, unknown: str) -> list[str]:
+    """The ids of about the same length that begin or end like the unknown one."""
+    near_length = pc.less_equal(pc.abs(pc.subtract(pc.utf8_length(ids), len(unknown))), 3)
+    begins = pc.starts_with(ids, unknown[:2], ignore_case=True)
+    ends = pc.ends_with(ids, unknown[-2:], ignore_case=True)
+    likely: list[str] = ids.filter(pc.and_(near_length, pc.or_(begins, ends))).to_pylist()
+    return likely

@@ -1,0 +1,163 @@
+"""Re-read everything in an index folder against what the manifest recorded. Changes nothing, stops at nothing."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmindex.progress import Progress, ProgressCallback
+from llmindex.store.files import hash_file
+from llmindex.store.manifest import Manifest, ShardRecord
+from llmindex.store.shard import VECTOR, stored_vectors
+
+# float16 keeps a unit vector's length to some 1e-3.
+_UNIT_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        files: files that were looked at, the manifest included.
+        rows: documents in the store, as the manifest says.
+        problems: one line each: the file at fault, what is wrong, what helps; none if all is well.
+    """
+
+    files: int
+    rows: int
+    problems: tuple[str, ...]
+
+
+def verify(path: str | Path, on_progress: ProgressCallback | None = None) -> VerifyReport:
+    """Check every file of an index: hashes, row counts, vectors, the FAISS index, the clusterings.
+
+    Raises:
+        IndexNotFound: there is no index.
+        ManifestError: its manifest is damaged or of a newer format.
+    """
+    folder = Path(path)
+    manifest = Manifest.load(folder)
+    while True:
+        report = _verify(folder, manifest, on_progress)
+        manifest, before = Manifest.load(folder), manifest
+        # A writer at work takes files away that the manifest no longer names: that is no fault.
+        if not report.problems or manifest == before:
+            return report
+
+
+def _verify(folder: Path, manifest: Manifest, on_progress: ProgressCallback | None) -> VerifyReport:
+    problems: list[str] = []
+    clusterings = sorted((folder / "clusters").glob("*.json"))
+    total = 1 + len(manifest.shards) + (manifest.index is not None) + len(clusterings)
+    done = 1
+
+    def advance(found: Iterator[str]) -> None:
+        nonlocal done
+        problems.extend(found)
+        done += 1
+        if on_progress:
+            on_progress(Progress("verify", done, total, "files"))
+
+    for shard in manifest.shards:
+        advance(_check_shard(folder, shard, manifest))
+    if manifest.index is not None:
+        advance(_check_index(folder, manifest))
+    for file in clusterings:
+        advance(_check_clustering(file, manifest))
+    return VerifyReport(total, manifest.count, tuple(problems))
+
+
+def _check_shard(folder: Path, shard: ShardRecord, manifest: Manifest) -> Iterator[str]:
+    path = folder / shard.file
+    remedy = "restore it, or build the index again"
+    if fault := _changed(path, shard.bytes, shard.sha256):
+        yield f"{path}: {fault}; {remedy}"
+        return
+    try:
+        for fault in _content_faults(path, shard, manifest):
+            yield f"{path}: {fault}; {remedy}"
+    except Exception as error:  # what was never a shard makes Arrow and NumPy fail in many ways
+        yield f"{path}: cannot be read ({_first_line(error)}); {remedy}"
+
+
+def _changed(path: Path, size: int, sha256: str) -> str | None:
+    """What differs from the record, if anything."""
+    try:
+        actual = path.stat().st_size
+        if actual != size:
+            return f"has {actual:,} bytes instead of {size:,}"
+        return None if hash_file(path) == sha256 else "has changed since it was written (its sha256 differs)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _content_faults(path: Path, shard: ShardRecord, manifest: Manifest) -> Iterator[str]:
+    spec = manifest.encoder.spec
+    file = pq.ParquetFile(path)
+    if file.metadata.num_rows != shard.rows:
+        yield f"has {file.metadata.num_rows:,} rows instead of {shard.rows:,}"
+    start = 0
+    for batch in file.iter_batches():
+        vectors = stored_vectors(batch.column(VECTOR)).astype(np.float32)
+        if vectors.shape != (len(batch), spec.dim):
+            yield f"has vectors of {vectors.shape[1]} numbers instead of {spec.dim}"
+            return
+        for name in ("id", "text"):
+            if batch.column(name).type != pa.string() or batch.column(name).null_count:
+                yield f'has a column "{name}" that is not text throughout'
+                return
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        good = np.isfinite(lengths) if not spec.normalize else np.abs(lengths - 1) <= _UNIT_TOLERANCE
+        if not good.all():
+            row = int(np.argmin(good))
+            yield f"row {start + row:,} has a vector of length {lengths[row]:.4g}"
+            return
+        start += len(batch)
+
+
+def _check_index(folder: Path, manifest: Manifest) -> Iterator[str]:
+    record = manifest.index
+    if record is None:
+        return
+    path = folder / record.file
+    remedy = f"run `llmindex reindex -i {folder}`"
+    if fault := _changed(path, record.bytes, record.sha256):
+        yield f"{path}: {fault}; {remedy}"
+    if record.built_from != manifest.vectors_id:
+        yield f"{path}: was built from other vectors than those stored; {remedy}"
+
+
+def _check_clustering(path: Path, manifest: Manifest) -> Iterator[str]:
+    remedy = f"run `llmindex cluster --name {path.stem}` again"
+    try:
+        values: Any = json.loads(path.read_bytes())
+        built_from = values["built_from"]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        yield f"{path}: is damaged; {remedy}"
+        return
+    labels = path.with_suffix(".parquet")
+    if built_from != manifest.vectors_id:
+        yield f"{path}: was made from other vectors than those stored; {remedy}"
+        return
+    try:
+        rows = pq.read_metadata(labels).num_rows
+    except FileNotFoundError:
+        yield f"{labels}: is missing; {remedy}"
+    except (pa.ArrowException, OSError):
+        yield f"{labels}: is damaged; {remedy}"
+    else:
+        if rows != manifest.count:
+            yield f"{labels}: has {rows:,} rows instead of {manifest.count:,}; {remedy}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,73 @@
+"""Small indexes for tests: seeded vectors and documents, and a store made of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llmindex.encode.spec import EncoderSpec
+from llmindex.records import Vectors
+from llmindex.store.manifest import CorpusRecord, EncoderRecord, VectorDtype
+from llmindex.store.reader import VectorStore
+from llmindex.store.writer import VectorWriter
+
+
+def make_encoder(dim: int, *, normalize: bool = True) -> EncoderRecord:
+    """The record of an encoder that never ran."""
+    spec = EncoderSpec(
+        backbone="default",
+        revision=None,
+        backbone_sha256="0" * 64,
+        prompt="{text}",
+        query_prompt="{text}",
+        pooling="mean",
+        layer=-1,
+        attention="causal",
+        max_tokens=100,
+        dim=dim,
+        normalize=normalize,
+    )
+    return EncoderRecord(spec, "float32", 1.0)
+
+
+def make_vectors(count: int, dim: int, seed: int = 0, *, clusters: int = 0) -> Vectors:
+    """Seeded unit vectors, ``(count, dim)``; spread evenly, or around so many centres."""
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((count, dim), dtype=np.float32)
+    if clusters:
+        centres = random.standard_normal((clusters, dim), dtype=np.float32)
+        vectors = 0.5 * vectors + centres[random.integers(clusters, size=count)]
+    unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
+
+
+def make_documents(start: int, stop: int, more: Mapping[str, Any] | None = None) -> pa.Table:
+    """Documents ``d<start>`` … ``d<stop - 1>`` with their number as metadata."""
+    numbers = range(start, stop)
+    columns = {
+        "id": pa.array([f"d{number}" for number in numbers], pa.string()),
+        "text": pa.array([f"document number {number}" for number in numbers], pa.string()),
+        "number": pa.array(numbers, pa.int32()),
+    }
+    return pa.table(columns | dict(more or {}))
+
+
+def append(writer: VectorWriter, table: pa.Table, vectors: Vectors, source_rows: int | None = None) -> None:
+    """Append a window; the rows of the source are those of the store unless said otherwise."""
+    rows = writer.count + len(table) if source_rows is None else source_rows
+    writer.append(table, vectors, source_rows=rows, bad_rows={}, truncated=1, tokens=7 * len(table))
+
+
+def make_store(
+    path: Path, vectors: Vectors, vector_dtype: VectorDtype = "float16", *, normalize: bool = True, window: int = 8192
+) -> VectorStore:
+    """A finished store of these vectors."""
+    encoder = make_encoder(vectors.shape[1], normalize=normalize)
+    with VectorWriter.create(path, encoder, CorpusRecord({"sources": []}), vector_dtype) as writer:
+        for start in range(0, len(vectors), window):
+            stop = min(start + window, len(vectors))
+            append(writer, make_documents(start, stop), vectors[start:stop])
+        writer.finish()
+    return VectorStore.open(path)
