@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from llmindex.encode import batching, device, models, prompts
 from llmindex.encode.backbone import Backbone, Tokenizer
@@ -29,8 +30,8 @@ logger = logging.getLogger(__name__)
 Role = Literal["document", "query"]
 
 # Chosen for the embedded default on clustering and retrieval sets: benchmarks/RESULTS.md, "Prompt, pooling and layer".
-DEFAULT_PROMPT = "eol"
-DEFAULT_QUERY_PROMPT = "eol"
+DEFAULT_PROMPT = "cluster"
+DEFAULT_QUERY_PROMPT = "none"
 DEFAULT_POOLING: Pooling = "weighted_mean"
 DEFAULT_MAX_TOKENS = 512
 
@@ -266,8 +267,16 @@ class Encoder:
         norms = float(np.linalg.norm(alone) * np.linalg.norm(vectors[row]))
         return float(alone @ vectors[row]) / norms if norms else 0.0
 
-    @torch.inference_mode()
-    def _forward_batch(self, tokens: Tokens, batch: NDArray[np.int64]) -> Vectors:
+    def token_states(self, tokens: Tokens, batch: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Token states of some rows, padded on the right, before pooling.
+
+        Args:
+            tokens: what :meth:`tokenize` gave.
+            batch: ``(B,) int64`` row numbers.
+
+        Returns:
+            ``hidden_BTD`` in the model's dtype; ``mask_BT`` of the rows' tokens and ``span_BT`` of the texts' own.
+        """
         lengths = tokens.lengths[batch]
         positions = np.arange(lengths.max())
         mask = positions < lengths[:, None]
@@ -275,11 +284,14 @@ class Encoder:
         span = (positions >= spans[:, :1]) & (positions < spans[:, 1:])
         ids = np.zeros(mask.shape, np.int64)
         ids[mask] = np.concatenate([tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in batch])
-        target = self.placement.device
-        mask_BT = torch.from_numpy(mask.astype(np.int64)).to(target)
-        span_BT = torch.from_numpy(span.astype(np.int64)).to(target)
-        hidden_BTD = self._backbone(torch.from_numpy(ids).to(target), mask_BT)
-        pooled = POOLERS[self.spec.pooling](hidden_BTD, mask_BT, span_BT)[:, : self.spec.dim]
+        ids_BT, mask_BT, span_BT = (
+            torch.from_numpy(array.astype(np.int64)).to(self.placement.device) for array in (ids, mask, span)
+        )
+        return self._backbone(ids_BT, mask_BT), mask_BT, span_BT
+
+    @torch.inference_mode()
+    def _forward_batch(self, tokens: Tokens, batch: NDArray[np.int64]) -> Vectors:
+        pooled = POOLERS[self.spec.pooling](*self.token_states(tokens, batch))[:, : self.spec.dim]
         if self.spec.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=1)
         result: Vectors = pooled.cpu().numpy()
