@@ -1,0 +1,161 @@
+"""The door of the library: open an index and ask it things."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmindex.progress import ProgressCallback
+from llmindex.records import Hit
+from llmindex.store.manifest import IndexRecord
+from llmindex.store.reader import VectorStore
+from llmindex.store.writer import VectorWriter
+
+if TYPE_CHECKING:
+    from llmindex.cluster.clustering import Clustering, ClusterOptions
+    from llmindex.encode.encoder import Encoder
+    from llmindex.index.search import Searcher
+
+
+def open(path: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> "Index":
+    """Open an index folder; the model is loaded when the first query comes.
+
+    Args:
+        path: the folder that :func:`llmindex.build` made.
+        device: where queries are encoded.
+        dtype: what the model computes in.
+        trust_remote_code: run the Python files that came with the index's model.
+
+    Raises:
+        IndexNotFound: there is none.
+        ManifestError: its manifest is damaged or of a newer version.
+        CorruptStore: a file that the manifest names is missing.
+    """
+    return Index(VectorStore.open(path), device, dtype, trust_remote_code)
+
+
+class Index:
+    """An open index, as of the moment it was opened.
+
+    Attributes:
+        store: its documents and vectors.
+    """
+
+    def __init__(self, store: VectorStore, device: str, dtype: str, trust_remote_code: bool) -> None:
+        self.store = store
+        self._encoder_options = {"device_name": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+
+    @property
+    def path(self) -> Path:
+        """The index folder."""
+        return self.store.path
+
+    @cached_property
+    def searcher(self) -> "Searcher":
+        """What answers the queries."""
+        from llmindex.index.search import Searcher
+
+        return Searcher(self.store, self._load_encoder)
+
+    def search(self, queries: str | Sequence[str], k: int = 10, min_score: float | None = None) -> list[list[Hit]]:
+        """Nearest documents, best first: one list of hits for each query. See :meth:`Searcher.search`."""
+        return self.searcher.search([queries] if isinstance(queries, str) else queries, k, min_score)
+
+    def similar(self, document_id: str, k: int = 10, min_score: float | None = None) -> list[Hit]:
+        """Documents nearest to a stored one. See :meth:`Searcher.similar`."""
+        return self.searcher.similar(document_id, k, min_score)
+
+    def cluster(
+        self,
+        options: "ClusterOptions | None" = None,
+        *,
+        on_progress: ProgressCallback | None = None,
+        **fields: Any,  # noqa: ANN401 - the fields of ClusterOptions
+    ) -> "Clustering":
+        """Group the documents by meaning and keep the result as ``clusters/<name>`` in the index folder.
+
+        Args:
+            options: how to cluster.
+            on_progress: called with the stages of the work.
+            **fields: instead of options, the fields of :class:`ClusterOptions` that differ from their defaults.
+
+        Raises:
+            UsageError: an option has an impossible value.
+        """
+        from llmindex.cluster.clustering import ClusterOptions, cluster, save
+
+        clustering = cluster(self.store, options or ClusterOptions(**fields), on_progress)
+        save(clustering, self.store)
+        return clustering
+
+    def reindex(
+        self,
+        *,
+        factory: str | None = None,
+        recall: float = 0.95,
+        on_progress: ProgressCallback | None = None,
+    ) -> IndexRecord:
+        """Build the FAISS index anew from the stored vectors, and open it.
+
+        Raises:
+            UsageError: FAISS does not take the factory string.
+            IndexLocked: another process is writing to the index.
+        """
+        from llmindex.index import faiss_index
+
+        with VectorWriter.open(self.path) as writer:
+            record = faiss_index.rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
+        self.store = VectorStore.open(self.path)
+        self.__dict__.pop("searcher", None)
+        return record
+
+    def info(self) -> dict[str, Any]:
+        """What the index is: counts, encoder, corpus, FAISS index, clusterings and sizes, as JSON values."""
+        manifest = self.store.manifest
+        record = manifest.index
+        index: dict[str, Any] | None = None
+        if record is not None:
+            index = {
+                "factory": record.factory,
+                "parameters": record.parameters,
+                "recall_target": record.recall_target,
+                "recall_at_10": record.recall_at_10,
+                "bytes": record.bytes,
+                "stale": record.built_from != manifest.vectors_id or not (self.path / record.file).is_file(),
+            }
+        return {
+            "path": str(self.path),
+            "created_at": manifest.created_at,
+            "format_version": manifest.format_version,
+            "documents": manifest.count,
+            "complete": manifest.corpus.complete,
+            "columns": {field.name: str(field.type) for field in self.store.schema},
+            "dim": self.store.dim,
+            "vector_dtype": manifest.vector_dtype,
+            "encoder": manifest.encoder.spec.to_json()
+            | {
+                "fingerprint": manifest.encoder.spec.fingerprint(),
+                "dtype": manifest.encoder.dtype,
+                "self_check": manifest.encoder.self_check,
+            },
+            "corpus": {
+                "identity": dict(manifest.corpus.identity),
+                "source_rows": manifest.corpus.source_rows,
+                "bad_rows": dict(manifest.corpus.bad_rows),
+                "truncated": manifest.corpus.truncated,
+                "tokens": manifest.corpus.tokens,
+            },
+            "index": index,
+            "clusterings": sorted(file.stem for file in (self.path / "clusters").glob("*.json")),
+            "bytes": _folder_bytes(self.path),
+        }
+
+    def _load_encoder(self) -> "Encoder":
+        from llmindex.encode.encoder import Encoder
+
+        return Encoder.from_spec(self.store.manifest.encoder.spec, **self._encoder_options)
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum((Path(root) / name).stat().st_size for root, _, names in os.walk(folder) for name in names)

@@ -1,0 +1,298 @@
+"""Build an index: a corpus in, a store of vectors and a FAISS index out; the same call resumes and completes.
+
+What a run would do is compared with what the index folder says before anything is written: another encoder, another
+corpus or another vector dtype is refused, never mixed in.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from llmindex.corpus import Corpus, CorpusOptions, Position
+from llmindex.encode.encoder import Encoder, EncoderOptions
+from llmindex.errors import BuildInterrupted, CorpusError, SpecMismatch, UsageError
+from llmindex.index import faiss_index, planner
+from llmindex.pipeline import Pipeline
+from llmindex.progress import Progress, ProgressCallback
+from llmindex.store.manifest import MANIFEST_NAME, CorpusRecord, EncoderRecord, IndexRecord, Manifest, VectorDtype
+from llmindex.store.reader import VectorStore
+from llmindex.store.writer import VectorWriter
+
+Sources = str | Path | Sequence[str | Path] | pa.Table
+
+DEFAULT_RECALL = 0.95
+
+_PLAN_SAMPLE = 64
+_PLAN_WINDOW = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        path: the index folder.
+        documents: how many it holds.
+        added: how many of them this run encoded.
+        complete_before: whether there was nothing left to encode.
+        bad_rows: rows left out, by kind, over all runs.
+        truncated: documents whose text was cut to the encoder's max_tokens, over all runs.
+        tokens: model tokens over all runs.
+        seconds: busy seconds of this run's stages "read", "encode", "write" (side by side) and "index", and "total".
+        index: the FAISS index and its measured recall.
+    """
+
+    path: Path
+    documents: int
+    added: int
+    complete_before: bool
+    bad_rows: Mapping[str, int]
+    truncated: int
+    tokens: int
+    seconds: Mapping[str, float]
+    index: IndexRecord
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """What a build would take.
+
+    Attributes:
+        documents: rows with usable text.
+        bad_rows: rows that would be left out, by kind.
+        tokens: model tokens, prompts included.
+        truncated: documents whose text would be cut.
+        seconds: estimate from the speed of a sample on this machine.
+        disk_bytes: estimate of the finished index folder.
+        memory_bytes: estimate of the peak, model and FAISS index included.
+        factory: FAISS factory string.
+        model: name of the backbone.
+        device: where it would run.
+        dtype: what it would compute in.
+    """
+
+    documents: int
+    bad_rows: Mapping[str, int]
+    tokens: int
+    truncated: int
+    seconds: float
+    disk_bytes: int
+    memory_bytes: int
+    factory: str
+    model: str
+    device: str
+    dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return asdict(self)
+
+
+def build(
+    sources: Sources,
+    index: str | Path | None = None,
+    *,
+    encoder: Encoder | EncoderOptions | None = None,
+    corpus: CorpusOptions | None = None,
+    vector_dtype: VectorDtype = "float16",
+    factory: str | None = None,
+    recall: float = DEFAULT_RECALL,
+    overwrite: bool = False,
+    on_progress: ProgressCallback | None = None,
+) -> BuildReport:
+    """Encode a corpus, store the vectors and index them; goes on where an earlier run stopped.
+
+    Args:
+        sources: files, folders or globs, ``"-"`` for standard input, or a table with the documents.
+        index: the index folder; ``<first source's name>.llmindex`` in the working directory by default.
+        encoder: a loaded encoder, or how to load one; the embedded default if left out.
+        corpus: which columns to read and what to do with bad rows.
+        vector_dtype: how vectors are stored.
+        factory: a FAISS factory string; planned from the number of vectors if left out.
+        recall: recall@10 against exact search that the FAISS index is tuned to.
+        overwrite: start afresh where there is an index already.
+        on_progress: called with the stages "scan", "encode", "train", "add", "tune".
+
+    Raises:
+        BuildInterrupted: Ctrl-C; what was encoded is committed, and the same call goes on from there.
+        LlmindexError: anything else that a user can act on; an index that was there is untouched or smaller, but valid.
+    """
+    started = time.perf_counter()
+    _check_recall(recall)
+    with Corpus.open(_listed(sources), corpus or CorpusOptions(), on_progress) as opened:
+        path = Path(index) if index is not None else Path(f"{opened.name}.llmindex")
+        model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
+        if factory is not None:
+            planner.check_factory(factory, model.spec.dim)
+        with _writer(path, opened, model, vector_dtype, overwrite) as writer:
+            complete = writer.manifest.corpus.complete
+            seconds: dict[str, float] = {}
+            added = 0
+            try:
+                if not complete:
+                    added = _encode(opened, model, writer, seconds, on_progress)
+                indexing = time.perf_counter()
+                record = _index(path, writer, factory, recall, on_progress)
+            except KeyboardInterrupt as interrupt:
+                raise BuildInterrupted(writer.manifest.count) from interrupt
+            seconds |= {"index": time.perf_counter() - indexing, "total": time.perf_counter() - started}
+            stored = writer.manifest.corpus
+            return BuildReport(
+                path=path,
+                documents=writer.manifest.count,
+                added=added,
+                complete_before=complete,
+                bad_rows=stored.bad_rows,
+                truncated=stored.truncated,
+                tokens=stored.tokens,
+                seconds=seconds,
+                index=record,
+            )
+
+
+def plan(
+    sources: Sources,
+    index: str | Path | None = None,
+    *,
+    encoder: Encoder | EncoderOptions | None = None,
+    corpus: CorpusOptions | None = None,
+    vector_dtype: VectorDtype = "float16",
+    factory: str | None = None,
+    recall: float = DEFAULT_RECALL,
+    on_progress: ProgressCallback | None = None,
+) -> BuildPlan:
+    """Count what :func:`build` would do with the same arguments, and write nothing.
+
+    Every text is tokenised; the speed is measured on a sample.
+    """
+    _check_recall(recall)
+    with Corpus.open(_listed(sources), corpus or CorpusOptions(), on_progress) as opened:
+        model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
+        dim = model.spec.dim
+        if factory is not None:
+            planner.check_factory(factory, dim)
+        documents = tokens = truncated = content = 0
+        bad_rows: Mapping[str, int] = {}
+        speed = 0.0
+        for window in opened.windows(_PLAN_WINDOW):
+            made = model.tokenize(window.table.column("text").to_pylist())
+            speed = speed or _tokens_per_second(model, window.table.column("text").to_pylist()[:_PLAN_SAMPLE])
+            documents += len(made)
+            tokens += int(made.offsets[-1])
+            truncated += int(made.truncated.sum())
+            content += window.table.nbytes
+            bad_rows = window.position.bad_rows
+            if on_progress is not None:
+                on_progress(Progress("count", documents, opened.rows, tokens=tokens))
+        planned = planner.plan(documents, dim, factory)
+        stored = documents * dim * (2 if vector_dtype == "float16" else 4)
+        indexed = documents * dim * (2 if "fp16" in planned.factory else 4)
+        return BuildPlan(
+            documents=documents,
+            bad_rows=bad_rows,
+            tokens=tokens,
+            truncated=truncated,
+            seconds=tokens / speed,
+            disk_bytes=stored + indexed + content // 2,  # zstd halves text, or better
+            memory_bytes=model.memory_bytes + indexed + stored // max(1, documents) * 16_384,
+            factory=planned.factory,
+            model=model.spec.backbone,
+            device=str(model.placement.device),
+            dtype=model.dtype,
+        )
+
+
+def _encode(
+    corpus: Corpus,
+    encoder: Encoder,
+    writer: VectorWriter,
+    seconds: dict[str, float],
+    on_progress: ProgressCallback | None,
+) -> int:
+    stored = writer.manifest.corpus
+    pipeline = Pipeline(corpus, encoder, writer, on_progress)
+    try:
+        pipeline.run(Position(stored.source_rows, stored.bad_rows), _stored_ids(writer.path))
+    finally:
+        seconds |= pipeline.seconds
+    return pipeline.added
+
+
+def _index(
+    path: Path, writer: VectorWriter, factory: str | None, recall: float, on_progress: ProgressCallback | None
+) -> IndexRecord:
+    """The FAISS index of the store: the one that is there if it is as asked for, else a new one."""
+    manifest = writer.manifest
+    record = manifest.index
+    if record is not None and record.built_from == manifest.vectors_id and (path / record.file).is_file():
+        wanted = planner.plan(manifest.count, manifest.encoder.spec.dim, factory).factory
+        if wanted == record.factory and record.recall_target == recall:
+            return record
+    return faiss_index.rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
+
+
+def _writer(path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype, overwrite: bool) -> VectorWriter:
+    """Create the index, or open the one that an earlier run left, if it is of the same making."""
+    if overwrite or not (path / MANIFEST_NAME).exists():
+        made_by = EncoderRecord(encoder.spec, encoder.dtype)
+        return VectorWriter.create(path, made_by, CorpusRecord(corpus.record), vector_dtype, overwrite=overwrite)
+    _check_same_making(path, Manifest.load(path), corpus, encoder, vector_dtype)
+    writer = VectorWriter.open(path)
+    try:
+        # Once more under the lock: another process may have replaced the index in between.
+        _check_same_making(path, writer.manifest, corpus, encoder, vector_dtype)
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def _check_same_making(
+    path: Path, manifest: Manifest, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype
+) -> None:
+    remedy = "add --overwrite to start afresh, or -o another folder"
+    theirs, ours = manifest.encoder.spec, encoder.spec
+    if theirs.fingerprint() != ours.fingerprint():
+        old, new = theirs.to_json(), ours.to_json()
+        changed = ", ".join(key for key in old if old[key] != new[key] and key not in ("backbone", "revision"))
+        raise SpecMismatch(
+            f"{path} was built with another encoder ({theirs.fingerprint()}, now {ours.fingerprint()}: "
+            f"{changed} differ); {remedy}"
+        )
+    if manifest.vector_dtype != vector_dtype:
+        raise UsageError(f"{path} stores vectors as {manifest.vector_dtype}, not {vector_dtype}; {remedy}")
+    if dict(manifest.corpus.identity) != corpus.record:
+        changed = ", ".join(key for key in corpus.record if manifest.corpus.identity.get(key) != corpus.record[key])
+        raise CorpusError(
+            f"{path} was built from another corpus, or the files have changed since ({changed}); {remedy}"
+        )
+
+
+def _stored_ids(path: Path) -> Iterator[str]:
+    for batch in VectorStore.open(path).iter_columns(["id"]):
+        yield from batch.column(0).to_pylist()
+
+
+def _tokens_per_second(encoder: Encoder, texts: list[str]) -> float:
+    tokens = encoder.tokenize(texts)
+    encoder.forward(encoder.tokenize(texts[:1]))  # the first call of a process is slower
+    started = time.perf_counter()
+    encoder.forward(tokens)
+    return float(tokens.offsets[-1]) / (time.perf_counter() - started)
+
+
+def _listed(sources: Sources) -> Sequence[str | Path] | pa.Table:
+    return [sources] if isinstance(sources, str | Path) else sources
+
+
+def _check_recall(recall: float) -> None:
+    if not 0 < recall <= 1:
+        raise UsageError(f"--recall {recall} must be above 0 and at most 1")

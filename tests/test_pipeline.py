@@ -1,0 +1,158 @@
+"""The streaming run, with a fake encoder where a failure at a chosen place is wanted."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from llmindex.corpus import Corpus, Position
+from llmindex.encode.device import Placement
+from llmindex.encode.spec import EncoderSpec
+from llmindex.errors import CorpusError, StorageError
+from llmindex.pipeline import Pipeline
+from llmindex.progress import Progress
+from llmindex.records import Tokens, Vectors
+from llmindex.store.manifest import CorpusRecord, EncoderRecord
+from llmindex.store.reader import VectorStore
+from llmindex.store.writer import VectorWriter
+
+SPEC = EncoderSpec("fake", None, "0" * 64, "{text}", "{text}", "mean", -1, "causal", 8, 4)
+
+
+class FakeEncoder:
+    """A vector for each text, out of its hash; may fail at the n-th window."""
+
+    spec = SPEC
+    dtype = "float32"
+    placement = Placement(torch.device("cpu"), torch.float32, 2048)
+
+    def __init__(self, fail_at: int = -1, error: BaseException | None = None) -> None:
+        self.windows = 0
+        self._fail_at, self._error = fail_at, error
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        ids = np.array([int(hashlib.sha256(text.encode()).hexdigest()[:7], 16) for text in texts], np.int32)
+        offsets = np.arange(len(texts) + 1, dtype=np.int64)
+        return Tokens(ids, offsets, np.zeros((len(texts), 2), np.int64), np.zeros(len(texts), np.bool_))
+
+    def forward(self, tokens: Tokens, on_tokens: Callable[[int, int], None] | None = None) -> Vectors:
+        if self.windows == self._fail_at and self._error is not None:
+            raise self._error
+        self.windows += 1
+        vectors = np.stack([np.random.default_rng(int(token)).normal(size=4) for token in tokens.ids])
+        if on_tokens is not None:
+            on_tokens(len(tokens), len(tokens))
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+    def self_check(self, tokens: Tokens, vectors: Vectors) -> float:
+        return 1.0
+
+
+def table(rows: int) -> pa.Table:
+    return pa.table({"id": [f"d{i}" for i in range(rows)], "text": [f"document {i}" for i in range(rows)]})
+
+
+def run(
+    folder: Path, corpus: Corpus, encoder: FakeEncoder, on_progress: Callable[[Progress], None] | None = None
+) -> Pipeline:
+    """One run, new or resumed, as the builder does it."""
+    fake: Any = encoder
+    if (folder / "manifest.json").exists():
+        writer = VectorWriter.open(folder)
+    else:
+        writer = VectorWriter.create(folder, EncoderRecord(SPEC, "float32"), CorpusRecord(corpus.record))
+    with writer:
+        pipeline = Pipeline(corpus, fake, writer, on_progress)
+        stored = writer.manifest.corpus
+        ids = [row for batch in VectorStore.open(folder).iter_columns(["id"]) for row in batch.column(0).to_pylist()]
+        pipeline.run(Position(stored.source_rows, stored.bad_rows), iter(ids))
+    return pipeline
+
+
+def test_everything_arrives_in_order(tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    with Corpus.open(table(1000)) as corpus:
+        pipeline = run(tmp_path / "x", corpus, FakeEncoder(), reports.append)
+    store = VectorStore.open(tmp_path / "x")
+    assert store.take(np.arange(1000)).column("id").to_pylist() == [f"d{i}" for i in range(1000)]
+    encoder = FakeEncoder()
+    expected = encoder.forward(encoder.tokenize([f"document {i}" for i in range(1000)]))
+    np.testing.assert_array_equal(store.vectors(), expected.astype(np.float16).astype(np.float32))
+    assert store.manifest.corpus.complete
+    assert store.manifest.encoder.self_check == 1.0
+    assert pipeline.added == 1000
+    assert set(pipeline.seconds) == {"read", "encode", "write"}
+    assert (reports[-1].done, reports[-1].total, reports[-1].fresh) == (1000, 1000, 1000)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the model broke")])
+@pytest.mark.parametrize("fail_at", [0, 1, 3])
+def test_a_stop_commits_what_was_encoded_and_the_rest_follows(
+    tmp_path: Path, error: BaseException, fail_at: int
+) -> None:
+    with Corpus.open(table(1000)) as corpus:
+        with pytest.raises(type(error)):
+            run(tmp_path / "x", corpus, FakeEncoder(fail_at, error))
+        store = VectorStore.open(tmp_path / "x")
+        assert store.count == 256 * fail_at
+        assert not store.manifest.corpus.complete
+        pipeline = run(tmp_path / "x", corpus, FakeEncoder())
+        assert pipeline.added == 1000 - 256 * fail_at
+        run(tmp_path / "whole", corpus, FakeEncoder())
+    assert files(tmp_path / "x") == files(tmp_path / "whole")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Names and bytes of all shards."""
+    return {path.name: path.read_bytes() for path in sorted((folder / "vectors").iterdir())}
+
+
+def test_a_bad_row_met_on_the_way_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
+    from llmindex.corpus import CorpusOptions
+
+    rows = [*table(600).to_pylist(), {"id": "bad", "text": ""}]
+    with Corpus.open(pa.Table.from_pylist(rows), CorpusOptions(on_bad_row="fail")) as corpus:
+        with pytest.raises(CorpusError, match="bad"):
+            run(tmp_path / "x", corpus, FakeEncoder())
+    store = VectorStore.open(tmp_path / "x")
+    assert store.count % 256 == 0
+    assert not store.manifest.corpus.complete
+
+
+def test_a_writer_that_fails_stops_the_reader_and_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    append = VectorWriter.append
+
+    def failing(self: VectorWriter, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise StorageError("no room")
+        append(self, *args, **kwargs)
+
+    monkeypatch.setattr(VectorWriter, "append", failing)
+    encoder = FakeEncoder()
+    with Corpus.open(table(5000)) as corpus, pytest.raises(StorageError, match="no room"):
+        run(tmp_path / "x", corpus, encoder)
+    assert encoder.windows < 20
+    assert VectorStore.open(tmp_path / "x").count == 0
+
+
+def test_windows_are_read_ahead_but_not_far(tmp_path: Path) -> None:
+    read = 0
+
+    class Watched(Corpus):
+        def windows(self, *args: Any, **kwargs: Any) -> Iterator[Any]:  # noqa: ANN401
+            nonlocal read
+            for window in super().windows(*args, **kwargs):
+                read += 1
+                yield window
+
+    with Watched.open(table(256 * 40)) as corpus, pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "x", corpus, FakeEncoder(5, KeyboardInterrupt()))
+    assert read <= 5 + 5
