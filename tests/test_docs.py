@@ -40,21 +40,22 @@ def test_the_python_code_in_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_readme_and_the_command_line_name_the_same_commands() -> None:
-    from llmindex_cli.main import main
+    from llmindex_cli.main import root
 
     table = README.split("| command | does |")[1].split("\n\n")[0]
     documented = {name for cell in re.findall(r"^\| (.*?) \|", table, re.M) for name in re.findall(r"`([a-z]+)", cell)}
-    assert documented == set(main.list_commands(None))  # type: ignore[arg-type]
+    assert documented == set(root.list_commands(None))  # type: ignore[arg-type]
 
 
 def test_every_option_that_readme_names_exists() -> None:
     import click
-    from llmindex_cli.main import main
 
-    context = click.Context(main)
+    from llmindex_cli.main import root
+
+    context = click.Context(root)
     known = {"--help", "--version", "--no-deps"}
-    for name in main.list_commands(context):
-        command = main.get_command(context, name)
+    for name in root.list_commands(context):
+        command = root.get_command(context, name)
         assert command is not None
         known |= {option for parameter in command.params for option in parameter.opts}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
