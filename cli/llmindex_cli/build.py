@@ -14,7 +14,7 @@ from llmindex_cli.progress import progress
 if TYPE_CHECKING:
     from llmindex.builder import BuildPlan, BuildReport
 
-STAGES = ("read", "encode", "write", "index")
+STREAM = ("read", "encode", "write")
 
 
 @click.command(
@@ -143,15 +143,14 @@ def _losses(result: "BuildPlan | BuildReport") -> dict[str, str]:
 
 
 def _times(seconds: Mapping[str, float]) -> str:
-    stages = {stage: seconds[stage] for stage in STAGES if stage in seconds}
-    listed = ", ".join(f"{stage} {duration(taken)}" for stage, taken in stages.items())
-    slowest = max(stages, key=stages.__getitem__, default="")
-    return f"{duration(seconds['total'])} ({listed}; held back by {slowest})"
+    # Reading, encoding and writing run side by side: the slowest of them is what the stream took. What is left
+    # of the total went into starting: loading the model, scanning the corpus.
+    stages = {stage: seconds.get(stage, 0.0) for stage in (*STREAM, "index")}
+    start = seconds["total"] - seconds["index"] - max(stages[stage] for stage in STREAM)
+    listed = ", ".join(f"{stage} {duration(taken)}" for stage, taken in {"start": start, **stages}.items())
+    return f"{duration(seconds['total'])} ({listed}; held back by {max(stages, key=stages.__getitem__)})"
 
 
 def _speed(report: "BuildReport") -> str:
-    # Encoding is what scales with the corpus; reading and writing run beside it.
-    streaming = report.seconds["total"] - report.seconds.get("index", 0.0)
-    if not report.added or streaming <= 0:
-        return ""
-    return f"{report.added / streaming:,.1f} documents/s"
+    streaming = max(report.seconds.get(stage, 0.0) for stage in STREAM)
+    return f"{report.added / streaming:,.1f} documents/s" if report.added and streaming else ""

@@ -10,7 +10,7 @@ import click
 from llmindex.errors import MissingPackage
 from llmindex_cli.console import Column, count, duration, print_json, print_table, say
 from llmindex_cli.labels import SUFFIXES, write_labels
-from llmindex_cli.options import Command, Number, check_suffix, index_option, json_option
+from llmindex_cli.options import Command, Number, check_output, index_option, json_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ _COLUMNS = (
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     multiple=True,
-    callback=check_suffix((".html", ".png")),
+    callback=check_output((".html", ".png")),
     help="Draw a map: map.html to explore, map.png to print; may be given twice.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    callback=check_suffix(SUFFIXES),
+    callback=check_output(SUFFIXES),
     help="Write id, row, label and probability to a .parquet, .csv or .jsonl file.",
 )
 @json_option("one object")

@@ -4,6 +4,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -11,17 +12,18 @@ import click
 
 from llmindex.progress import Progress, ProgressCallback
 from llmindex_cli.console import count, kinds_of, note, print_json, say
-from llmindex_cli.options import Command, check_suffix, corpus_options, encoder_options, json_option
+from llmindex_cli.options import Command, check_output, corpus_options, encoder_options, json_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from llmindex.corpus import Corpus
-    from llmindex.encode.encoder import Encoder
+    from llmindex.encode.encoder import Encoder, Role
     from llmindex.records import Vectors
 
 SUFFIXES = (".parquet", ".npy")
+# Texts are sorted by length within a window; memory holds one window.
 WINDOW = 2048
 
 
@@ -39,7 +41,7 @@ WINDOW = 2048
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    callback=check_suffix(SUFFIXES),
+    callback=check_output(SUFFIXES),
     help="vectors.parquet (columns id, vector) or vectors.npy (float32, a row a document).",
 )
 @click.option(
@@ -55,7 +57,7 @@ WINDOW = 2048
 def command(
     file: str,
     output: Path,
-    role: str,
+    role: "Role",
     as_json: bool,
     encoder: dict[str, Any],
     text_columns: tuple[str, ...],
@@ -66,43 +68,56 @@ def command(
     if file == "-" and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("Name a FILE, or give the texts on standard input.", click.get_current_context())
     from llmindex.corpus import Corpus, CorpusOptions
-    from llmindex.encode.encoder import Encoder, EncoderOptions
     from llmindex.store.files import replacing
 
     options = CorpusOptions(text_columns, id_column, on_bad_row)  # type: ignore[arg-type]
     with progress() as on_progress, closing(Corpus.open([file], options, on_progress)) as corpus:
+        # Not before the corpus has proved readable: torch takes seconds to load.
+        from llmindex.encode.encoder import Encoder, EncoderOptions
+
         loaded = Encoder.from_options(EncoderOptions(**encoder))
         sink_type = ParquetSink if output.suffix == ".parquet" else NpySink
         with replacing(output) as temporary, closing(sink_type(temporary, loaded.spec.dim)) as sink:
-            bad_rows = _copy(corpus, loaded, role, sink, on_progress)
-    result = {"file": str(output), "documents": sink.rows, "dim": loaded.spec.dim, "bad_rows": dict(bad_rows)}
+            copied = _copy(corpus, loaded, role, sink, on_progress)
+    result = {"file": str(output), "dim": loaded.spec.dim, **asdict(copied)}
     if as_json:
         print_json(result)
     else:
-        say(f"{output}: {count(sink.rows, 'vectors')} of {loaded.spec.dim} values")
-    if skipped := sum(bad_rows.values()):
-        note(f"Skipped {count(skipped, 'rows')} ({kinds_of(bad_rows)}).")
+        say(f"{output}: {count(copied.documents, 'vectors')} of {loaded.spec.dim} values")
+    if copied.bad_rows:
+        note(f"Skipped {count(sum(copied.bad_rows.values()), 'rows')} ({kinds_of(copied.bad_rows)}).")
+    if copied.truncated:
+        note(f"Cut {count(copied.truncated, 'texts')} to {loaded.spec.max_tokens:,} tokens.")
+
+
+@dataclass(slots=True)
+class Copied:
+    """What has been encoded so far."""
+
+    documents: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    bad_rows: Mapping[str, int] = field(default_factory=dict)
 
 
 def _copy(
-    corpus: "Corpus", encoder: "Encoder", role: str, sink: "Sink", on_progress: ProgressCallback | None
-) -> Mapping[str, int]:
-    tokens = 0
-    bad_rows: Mapping[str, int] = {}
+    corpus: "Corpus", encoder: "Encoder", role: "Role", sink: "Sink", on_progress: ProgressCallback | None
+) -> Copied:
+    so_far = Copied()
+
+    def report(texts: int, tokens: int) -> None:
+        so_far.documents += texts
+        so_far.tokens += tokens
+        if on_progress is not None:
+            total = corpus.rows - sum(so_far.bad_rows.values())
+            on_progress(Progress("encode", so_far.documents, total, tokens=so_far.tokens))
+
     for window in corpus.windows(WINDOW):
-        texts = window.table["text"].to_pylist()
-        done, before = sink.rows, tokens
-
-        def shift(record: Progress, done: int = done, before: int = before) -> None:
-            nonlocal tokens
-            tokens = before + record.tokens
-            if on_progress is not None:
-                on_progress(Progress("encode", done + record.done, corpus.rows, tokens=tokens))
-
-        vectors = encoder.encode(texts, role=role, on_progress=shift)  # type: ignore[arg-type]
-        sink.append(window.table["id"], vectors)
-        bad_rows = window.position.bad_rows
-    return bad_rows
+        tokens = encoder.tokenize(window.table["text"].to_pylist(), role=role)
+        sink.append(window.table["id"], encoder.forward(tokens, on_tokens=report))
+        so_far.truncated += int(tokens.truncated.sum())
+        so_far.bad_rows = window.position.bad_rows
+    return so_far
 
 
 class Sink(ABC):

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from llmindex_cli.console import print_facts, print_json
+from llmindex_cli.console import print_facts, print_json, size
 from llmindex_cli.options import Command, index_option, json_option
 
 
@@ -38,7 +38,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             facts.extend(_flat(value, f"{prefix}{name}."))
         else:
-            facts.append((prefix + name, _show(value)))
+            facts.append((prefix + name, size(value) if name == "bytes" else _show(value)))
     return facts
 
 
@@ -49,6 +49,8 @@ def _show(value: Any) -> str:  # noqa: ANN401
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, Mapping):  # of a list, such as the sources: a line has room for their names
+        return _show(value.get("path") or " ".join(f"{key} {item}" for key, item in value.items()))
     if isinstance(value, list | tuple):
-        return ", ".join(_show(item) for item in value)
-    return "-" if value is None else str(value)
+        return ", ".join(_show(item) for item in value) or "-"
+    return "-" if value is None or value == "" else str(value)

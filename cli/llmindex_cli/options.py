@@ -238,13 +238,15 @@ def _gather(command: CommandFunction, parameter: str, options: Sequence[tuple[st
     return _apply(gathered, *(option for _, option in options))
 
 
-def check_suffix(suffixes: Sequence[str]) -> Callable[..., Any]:
-    """A callback that refuses output files of another kind before any work is done."""
+def check_output(suffixes: Sequence[str]) -> Callable[..., Any]:
+    """A callback that refuses, before any work is done, output files of another kind or in no folder."""
 
     def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noqa: ANN401
         for path in value if isinstance(value, tuple) else [value] if value else []:
             if path.suffix not in suffixes:
                 raise click.BadParameter(f"'{path}' does not end in {' or '.join(suffixes)}.", ctx, param)
+            if not path.parent.is_dir():
+                raise click.BadParameter(f"there is no folder '{path.parent}'.", ctx, param)
         return value
 
     return check

@@ -1,10 +1,13 @@
 """How the tests here run the command line: in this process where that is enough, else as a real process."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,50 @@ def process(tmp_path: Path) -> Llmindex:
         return Ended(running.returncode, out.decode(), err.decode())
 
     return run
+
+
+TEMPLATES = [
+    "The striker scored goal number {} in the last minute of the match.",
+    "Parliament voted {} times on the budget before the summer recess.",
+    "A telescope of {} metres found water on a distant planet.",
+]
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Parquet corpus of 120 documents on three topics, with a column of every kind that JSON lacks."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count = 120
+    numbers = range(count)
+    table = pa.table(
+        {
+            "id": [f"doc-{number}" for number in numbers],
+            "text": [TEMPLATES[number % 3].format(number) for number in numbers],
+            "year": pa.array(numbers, pa.int16()),
+            "ratio": [float("nan")] * count,
+            "price": [Decimal("1.50")] * count,
+            "when": pa.array([datetime(2024, 2, 29, 12, tzinfo=UTC)] * count, pa.timestamp("us", "UTC")),
+            "blob": [b"\x00\xff"] * count,
+            "tags": [["a", None]] * count,
+        }
+    )
+    path = tmp_path_factory.mktemp("documents") / "documents.parquet"
+    pq.write_table(table, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def built(documents: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of the documents; tests only read it."""
+    path = tmp_path_factory.mktemp("built") / "documents.llmindex"
+    code = main(["-q", "build", str(documents), "-o", str(path), "--model", str(tiny_model)])
+    assert code == 0
+    return path
+
+
+@pytest.fixture
+def index(built: Path, tmp_path: Path) -> Path:
+    """A copy of that index, to be changed and damaged."""
+    return Path(shutil.copytree(built, tmp_path / "copy.llmindex"))

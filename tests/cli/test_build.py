@@ -1,0 +1,147 @@
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from llmindex.store.manifest import Manifest
+
+from .conftest import Llmindex, start
+
+
+def test_report_for_people(llmindex: Llmindex, tiny_model: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"text": "one"}\n{"text": ""}\n{"text": "a longer text than that"}\n{"text": null}\n')
+    path = tmp_path / "an index"
+    ended = llmindex("build", corpus, "-o", path, "--model", tiny_model, "--max-tokens", "3")
+    assert ended.code == 0
+    assert ended.out.startswith(f"{path}: 2 documents\n")
+    assert "skipped    2 rows (1 empty, 1 null)\n" in ended.out
+    assert "truncated  1 document cut to the encoder's maximum of tokens\n" in ended.out
+    assert "held back by " in ended.out
+    assert "index      Flat, measured recall@10 1.000\n" in ended.out
+    assert ended.err == f"Next: llmindex search \"...\" -i '{path}'\n"
+
+
+def test_report_as_json_and_again(llmindex: Llmindex, documents: Path, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ("-q", "build", documents, "-o", tmp_path / "i", "--model", tiny_model, "--json")
+    first, again = llmindex(*arguments), llmindex(*arguments)
+    assert (first.code, first.err, again.code, again.err) == (0, "", 0, "")
+    report, repeated = json.loads(first.out), json.loads(again.out)
+    assert (report["documents"], report["added"], report["complete_before"]) == (120, 120, False)
+    assert set(report["seconds"]) == {"read", "encode", "write", "index", "total"}
+    assert report["index"]["factory"] == "Flat"
+    assert (repeated["documents"], repeated["added"], repeated["complete_before"]) == (120, 0, True)
+    assert repeated["index"] == report["index"]
+
+
+def test_a_complete_index_says_so(llmindex: Llmindex, documents: Path, tiny_model: Path, index: Path) -> None:
+    ended = llmindex("build", documents, "-o", index, "--model", tiny_model)
+    assert (ended.code, ended.out) == (0, f"{index} is complete: 120 documents\n")
+    assert "--overwrite" in ended.err
+
+
+def test_overwrite(llmindex: Llmindex, documents: Path, tiny_model: Path, index: Path) -> None:
+    arguments = ("build", documents, "-o", index, "--model", tiny_model, "--prompt", "cluster")
+    refused = llmindex(*arguments)
+    assert refused.code == 1
+    assert "built with another encoder" in refused.err
+    assert "prompt" in refused.err
+    ended = llmindex(*arguments, "--overwrite", "--pooling", "mean", "--vector-dtype", "float32", "--factory", "HNSW8")
+    assert ended.code == 0
+    manifest = Manifest.load(index)
+    assert manifest.encoder.spec.prompt.endswith("belongs to the following cluster:")
+    assert (manifest.encoder.spec.pooling, manifest.vector_dtype) == ("mean", "float32")
+    assert manifest.index is not None
+    assert manifest.index.factory == "HNSW8"
+
+
+def test_index_folder_is_named_after_the_corpus(
+    llmindex: Llmindex, documents: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert llmindex("build", documents, "--model", tiny_model).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["documents.llmindex"]
+    assert llmindex("search", "goal", "-k", "1").code == 0
+
+
+def test_plan_writes_nothing(
+    llmindex: Llmindex, documents: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = llmindex("build", documents, "--model", tiny_model, "--plan")
+    assert (ended.code, ended.err) == (0, "Nothing was written.\n")
+    facts = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
+    assert facts["documents"] == "120"
+    assert {"tokens", "time", "disk", "memory", "model", "index"} <= set(facts)
+    planned = json.loads(llmindex("build", documents, "--model", tiny_model, "--plan", "--json").out)
+    assert planned["documents"] == 120
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_columns_by_option(llmindex: Llmindex, tiny_model: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "c.csv"
+    corpus.write_text("key,title,body\nk1,Water,on a planet\nk2,Goals,in a match\n")
+    path = tmp_path / "i"
+    columns = ("--text-column", "title", "--text-column", "body", "--id-column", "key")
+    assert llmindex("build", corpus, "-o", path, "--model", tiny_model, *columns).code == 0
+    hit = json.loads(llmindex("similar", "k1", "-i", path, "--json").out)
+    assert (hit["id"], hit["text"]) == ("k2", "Goals\nin a match")
+
+
+def many(path: Path, rows: int) -> Path:
+    """A corpus that takes the tiny model some seconds."""
+    with path.open("w") as file:
+        for number in range(rows):
+            file.write(json.dumps({"id": str(number), "text": f"Document {number} says: " + "word " * 200}) + "\n")
+    return path
+
+
+def interrupted(running: "subprocess.Popen[bytes]", with_signal: int) -> tuple[int, str]:
+    assert running.stderr is not None
+    try:
+        seen = running.stderr.readline()  # the first progress line: the model is at work
+        assert seen.startswith(b"encode: "), seen
+        time.sleep(2)  # some windows
+        os.kill(running.pid, with_signal)
+        _, err = running.communicate(timeout=120)
+    finally:
+        running.kill()
+        running.communicate()
+    return running.returncode, err.decode().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_build_commits_what_it_has(
+    with_signal: int, llmindex: Llmindex, tiny_model: Path, tmp_path: Path
+) -> None:
+    corpus = many(tmp_path / "c.jsonl", 20_000)
+    code, line = interrupted(start("build", corpus, "--model", tiny_model, cwd=tmp_path), with_signal)
+    stored = Manifest.load(tmp_path / "c.llmindex").count
+    assert code == 130
+    assert line == f"Interrupted: {stored:,} documents are stored; run the same command again to go on"
+    assert 0 < stored < 20_000
+    assert llmindex("verify", "-i", tmp_path / "c.llmindex").code == 0
+
+
+@pytest.mark.slow
+def test_a_second_build_is_refused(tiny_model: Path, tmp_path: Path, llmindex: Llmindex) -> None:
+    corpus = many(tmp_path / "c.jsonl", 20_000)
+    running = start("build", corpus, "--model", tiny_model, cwd=tmp_path)
+    try:
+        lock = tmp_path / "c.llmindex" / "lock"
+        deadline = time.monotonic() + 60
+        while not (lock.exists() and lock.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        ended = llmindex("build", corpus, "-o", tmp_path / "c.llmindex", "--model", tiny_model)
+    finally:
+        running.terminate()
+        running.communicate(timeout=120)
+    assert ended.code == 1
+    assert ended.err == (
+        f"Error: {tmp_path / 'c.llmindex'} is being written by process {running.pid}; wait for it or stop it\n"
+    )

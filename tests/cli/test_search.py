@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from .conftest import TEMPLATES, Llmindex
+
+GOAL = TEMPLATES[0].format(30)
+
+
+def test_table(llmindex: Llmindex, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    ended = llmindex("search", GOAL, "-i", built, "-k", "3")
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert lines[0].split() == ["rank", "score", "id", "text"]
+    assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3"]
+    assert all(cell_len(line) <= 60 and line.endswith("…") for line in lines[1:])
+
+
+def test_json(llmindex: Llmindex, built: Path) -> None:
+    ended = llmindex("search", GOAL, "zwölf Tore", "-i", built, "-k", "2", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    hits = [json.loads(line) for line in ended.out.splitlines()]
+    assert [(hit["query"], hit["rank"]) for hit in hits] == [
+        (query, rank) for query in (GOAL, "zwölf Tore") for rank in (1, 2)
+    ]
+    assert "zwölf" in ended.out
+    assert list(hits[0]) == ["query", "rank", "id", "score", "text", "metadata"]
+    assert hits[0]["score"] >= hits[1]["score"]
+    year = hits[0]["metadata"].pop("year")
+    assert hits[0]["id"] == f"doc-{year}"
+    assert hits[0]["metadata"] == {
+        "ratio": None,
+        "price": "1.50",
+        "when": "2024-02-29T12:00:00+00:00",
+        "blob": "AP8=",
+        "tags": ["a", None],
+    }
+
+
+def test_several_queries_have_titles(llmindex: Llmindex, built: Path) -> None:
+    ended = llmindex("search", "a \x1b[31mgoal", "water", "-i", built, "-k", "1")
+    lines = ended.out.splitlines()
+    assert (lines[0], lines[3], lines[4]) == ("a goal", "", "water")
+    assert "\x1b" not in ended.out
+
+
+def test_queries_from_standard_input(process: Llmindex, built: Path) -> None:
+    ended = process("search", "-", "-i", built, "-k", "1", "--json", stdin="\ufeffgoal\n\n  \nwäter\r\n".encode())
+    assert (ended.code, ended.err) == (0, "")
+    assert [json.loads(line)["query"] for line in ended.out.splitlines()] == ["goal", "wäter"]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "said"),
+    [
+        (b"", "Error: no queries on standard input: expected one a line\n"),
+        (b"\n \n", "Error: no queries on standard input: expected one a line\n"),
+        (b"good\n\xff\xfe\n", "Error: standard input, line 2: not valid UTF-8\n"),
+    ],
+)
+def test_standard_input_without_queries(stdin: bytes, said: str, process: Llmindex, built: Path) -> None:
+    ended = process("search", "-", "-i", built, stdin=stdin)
+    assert (ended.code, ended.out, ended.err) == (2, "", said)
+
+
+def test_query_without_text_or_not_utf8(llmindex: Llmindex, built: Path) -> None:
+    empty = llmindex("search", "good", "  ", "-i", built)
+    assert (empty.code, empty.err) == (2, "Error: query 2 is empty\n")
+    broken = llmindex("search", "a\udcff", "-i", built)
+    assert (broken.code, broken.err) == (2, "Error: query 1 ('a\\udcff') is not valid UTF-8\n")
+
+
+def test_k_larger_than_the_index(llmindex: Llmindex, built: Path) -> None:
+    assert llmindex("search", "goal", "-i", built, "-k", "1000000000", "--json").out.count("\n") == 120
+    assert llmindex("similar", "doc-0", "-i", built, "-k", "1000000000", "--json").out.count("\n") == 119
+
+
+def test_no_hits_are_no_error(llmindex: Llmindex, built: Path) -> None:
+    ended = llmindex("search", "goal", "-i", built, "--min-score", "1")
+    assert (ended.code, ended.out) == (0, "")
+    assert ended.err == 'No hits for "goal" with a score of 1 or more.\n'
+    assert llmindex("-q", "search", "goal", "-i", built, "--min-score", "1", "--json").err == ""
+
+
+def test_similar(llmindex: Llmindex, built: Path) -> None:
+    ended = llmindex("similar", "doc-30", "-i", built, "-k", "3", "--json")
+    hits = [json.loads(line) for line in ended.out.splitlines()]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert {hit["query"] for hit in hits} == {"doc-30"}
+    assert all(hit["id"] != "doc-30" and "striker" in hit["text"] for hit in hits)
+    assert "striker" in llmindex("similar", "doc-30", "-i", built).out
+
+
+def test_similar_to_an_unknown_document(llmindex: Llmindex, built: Path) -> None:
+    ended = llmindex("similar", "doc-3O", "-i", built)
+    assert (ended.code, ended.out) == (2, "")
+    assert 'doc-3O"' in ended.err
+    assert ended.err.count("\n") == 1
