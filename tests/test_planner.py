@@ -1,0 +1,146 @@
+import importlib
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmindex.errors import MissingPackage, UsageError
+from llmindex.index import planner
+from llmindex.index.planner import check_factory, faiss_reason, plan, require_faiss
+
+
+@pytest.mark.parametrize(
+    ("count", "factory", "train"),
+    [
+        (0, "Flat", 0),
+        (1, "Flat", 0),
+        (49_999, "Flat", 0),
+        (50_000, "IVF1024,SQfp16", 50_000),
+        (200_000, "IVF2048,SQfp16", 131_072),
+        (1_000_000, "IVF4096,SQfp16", 262_144),
+        (10_000_000, "IVF16384,SQfp16", 1_048_576),
+    ],
+)
+def test_the_plan_for_so_many_vectors(count: int, factory: str, train: int) -> None:
+    planned = plan(count, 384)
+    assert (planned.factory, planned.train_vectors) == (factory, train)
+    assert planned.note
+
+
+@given(st.integers(50_000, 10**9))
+def test_kmeans_always_has_enough_to_train_on(count: int) -> None:
+    planned = plan(count, 16)
+    assert planned.nlist is not None
+    assert planned.factory == f"IVF{planned.nlist},SQfp16"
+    assert planned.nlist & (planned.nlist - 1) == 0
+    assert 39 * planned.nlist <= planned.train_vectors <= count
+    assert 0.5 < planned.nlist / (4 * count**0.5) < 2
+
+
+def test_a_factory_of_ones_own() -> None:
+    planned = plan(1_000_000, 64, "OPQ16,IVF4096,PQ16")
+    assert (planned.factory, planned.nlist, planned.train_vectors) == ("OPQ16,IVF4096,PQ16", 4096, 262_144)
+    assert plan(500, 64, "HNSW32").train_vectors == 500
+
+
+@pytest.mark.parametrize(
+    "factory", ["Flat", "IVF16,SQfp16", "HNSW16", "PQ8", "IVF16,RaBitQ", "OPQ8,IVF16,PQ8x4fs", "IVF16,PQ8,RFlat", "SQ8"]
+)
+def test_factories_that_work(factory: str) -> None:
+    check_factory(factory, 32, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("Foo", 'unknown FAISS factory string "Foo": could not parse index string Foo'),
+        ("", 'unknown FAISS factory string ""'),
+        ("IVF-3,Flat", 'unknown FAISS factory string "IVF-3,Flat": could not parse'),
+        ("IVF16,SQ9", 'unknown FAISS factory string "IVF16,SQ9": could not parse code description SQ9'),
+        ("IVF4,PQ7", '"IVF4,PQ7": The dimension of the vector .* should be a multiple of the number of subquantizers'),
+        ("LSH", 'unknown FAISS factory string "LSH": .*metric == METRIC_L2'),
+        ("IDMap,Flat", "leave IDMap out"),
+        ("IVF99999999999999999999999,Flat", "asks for too much"),
+        ("IVF100000000,Flat", "asks for too much"),
+        ("(" * 100_000, "asks for too much"),
+        ("IVF5000,Flat", r'"IVF5000,Flat" needs at least 5,000 vectors to train on and there are 1,000'),
+        ("PQ4x12", r'"PQ4x12" needs at least 4,096 vectors to train on and there are 1,000'),
+        ("PCA8,IVF16,PQ4x11", r"needs at least 2,048 vectors to train on"),
+    ],
+)
+def test_factories_that_do_not_work(factory: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        check_factory(factory, 32, 1_000)
+    assert "\n" not in str(caught.value)
+    assert "/faiss/" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_the_plan_checks_the_factory() -> None:
+    with pytest.raises(UsageError, match="needs at least 4,096 vectors"):
+        plan(100, 32, "IVF4096,Flat")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Error in void f() at /a/b.cpp:12: Error: 'a < b' failed: too\nsmall", "too small"),
+        ("Error in void f() at /a/b.cpp:12: Error: 'a < b' failed", "'a < b' failed"),
+        ("Error in f() at a.cpp:1: Error: 'x' failed: could not: Error in g() at b.cpp:2: no", "no"),
+        ("out of\n memory", "out of memory"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_reason_is_one_line(text: str, reason: str) -> None:
+    assert faiss_reason(RuntimeError(text)) == reason
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *installed: str) -> None:
+    """As if of FAISS's packages these were installed."""
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_faiss_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingPackage, match=r"FAISS is not installed: pip install 'llmindex\[cpu\]' \(or"):
+        require_faiss()
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("libgomp.so.1: cannot open"), ModuleNotFoundError("no numpy", name="numpy")]
+)
+def test_faiss_does_not_load(monkeypatch: pytest.MonkeyPatch, error: ImportError) -> None:
+    pretend(monkeypatch, "faiss-cpu")
+
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(MissingPackage, match=f"FAISS does not load: {error}; install it again"):
+        require_faiss()
+
+
+def test_faiss_is_installed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "faiss-cpu", "faiss-gpu-cu12")
+    message = (
+        "faiss-cpu and faiss-gpu-cu12 are both installed and own the same folder: exactly one may be; pip uninstall"
+    )
+    with pytest.raises(MissingPackage, match=message):
+        require_faiss()
+
+
+def test_planning_does_not_load_faiss() -> None:
+    program = "import sys; from llmindex.index.planner import plan; plan(10**6, 64); print('faiss' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    assert planner.EXACT_UP_TO == 50_000
