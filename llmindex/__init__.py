@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmindex.encode.encoder import EncoderOptions as EncoderOptions
     from llmindex.encode.spec import EncoderSpec as EncoderSpec
     from llmindex.errors import LlmindexError as LlmindexError
+    from llmindex.progress import Progress as Progress
     from llmindex.records import Hit as Hit
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _PLACES = {
     "Hit": "llmindex.records",
     "Index": "llmindex.api",
     "LlmindexError": "llmindex.errors",
+    "Progress": "llmindex.progress",
     "build": "llmindex.builder",
     "open": "llmindex.api",
     "plan": "llmindex.builder",

@@ -1,0 +1,270 @@
+"""Builds end to end with a tiny model: resuming, refusing, and what kill -9 leaves behind."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import llmindex
+from llmindex import CorpusOptions, Encoder
+from llmindex.errors import (
+    BuildInterrupted,
+    CorpusError,
+    IndexLocked,
+    LlmindexError,
+    SpecMismatch,
+    StaleIndex,
+    UsageError,
+)
+from llmindex.store.reader import VectorStore
+from llmindex.store.verify import verify
+
+WORDS = "fox dog cat river mountain vector cluster sentence politics science business sport music food".split()
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Path) -> Encoder:
+    return Encoder.load(str(tiny_model), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "docs.parquet", 300)
+
+
+def write_corpus(path: Path, rows: int, seed: int = 0) -> Path:
+    """Random sentences of one to thirty words, with some rows that cannot become documents."""
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 30))) for _ in range(rows)]
+    table = pa.table(
+        {
+            "id": [f"d{row}" for row in range(rows)],
+            "text": [None if row % 50 == 7 else "  " if row % 50 == 9 else text for row, text in enumerate(texts)],
+            "year": pa.array([2000 + row % 25 for row in range(rows)], pa.int16()),
+        }
+    )
+    pq.write_table(table, path, row_group_size=1000)
+    return path
+
+
+def contents(index: Path) -> dict[str, Any]:
+    """Everything in an index folder that two builds of the same corpus must share."""
+    manifest = json.loads((index / "manifest.json").read_text())
+    manifest.pop("created_at")
+    shards = {path.name: path.read_bytes() for path in sorted((index / "vectors").iterdir())}
+    return {"manifest": manifest, "shards": shards}
+
+
+def test_a_build_stores_and_indexes_every_good_row(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    report = llmindex.build(corpus, tmp_path / "x.llmindex", encoder=encoder)
+    assert report.documents == report.added == 288
+    assert dict(report.bad_rows) == {"null": 6, "empty": 6}
+    assert report.index.factory == "Flat"
+    assert report.index.recall_at_10 == 1.0
+    assert set(report.seconds) == {"read", "encode", "write", "index", "total"}
+    json.dumps(report.to_json())
+    index = llmindex.open(tmp_path / "x.llmindex")
+    assert index.store.schema.field("year").type == pa.int16()
+    text = index.store.take(np.array([5])).column("text")[0].as_py()
+    (hits,) = index.search(text, k=3)
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    assert hits[0].metadata["year"] >= 2000
+    assert hits[0].score >= hits[1].score >= hits[2].score
+    assert verify(index.path).problems == ()
+
+
+def test_search_equals_brute_force(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder, vector_dtype="float32")
+    index = llmindex.open(tmp_path / "x")
+    queries = ["the river and the mountain", "politics", "sport"]
+    scores = encoder.encode(queries, role="query") @ index.store.vectors().T
+    for row, hits in zip(scores, index.search(queries, k=1000), strict=True):
+        assert sorted(hit.row for hit in hits) == list(range(len(row)))
+        np.testing.assert_allclose([hit.score for hit in hits], row[[hit.row for hit in hits]], atol=1e-5)
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(row)[::-1], atol=1e-5)
+    (hits,) = index.search("sport", k=1000, min_score=float(np.median(scores[2])))
+    assert len(hits) == pytest.approx(len(scores[2]) / 2, abs=2)
+
+
+def test_similar_leaves_the_document_itself_out(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    index = llmindex.open(tmp_path / "x")
+    hits = index.similar("d3", k=5)
+    assert len(hits) == 5
+    assert "d3" not in [hit.id for hit in hits]
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+    with pytest.raises(UsageError, match="d33333"):
+        index.similar("d33333")
+
+
+def test_again_says_complete_and_changes_nothing(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    before = contents(tmp_path / "x")
+    report = llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    assert (report.complete_before, report.added, report.documents) == (True, 0, 288)
+    assert contents(tmp_path / "x") == before
+    wanted = llmindex.build(corpus, tmp_path / "x", encoder=encoder, factory="HNSW8").index
+    assert wanted.factory == "HNSW8"
+    assert contents(tmp_path / "x")["shards"] == before["shards"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"encoder": {"prompt": "eol"}}, SpecMismatch, "prompt, query_prompt"),
+        ({"vector_dtype": "float32"}, UsageError, "stores vectors as float16, not float32"),
+        ({"corpus": CorpusOptions(id_column="year")}, CorpusError, "another corpus"),
+        ({"factory": "Flatt"}, UsageError, 'unknown FAISS factory string "Flatt"'),
+        ({"recall": 0.0}, UsageError, "--recall 0.0 must be above 0"),
+    ],
+)
+def test_a_build_of_another_making_is_refused(
+    corpus: Path,
+    encoder: Encoder,
+    tiny_model: Path,
+    tmp_path: Path,
+    change: dict[str, Any],
+    error: type[LlmindexError],
+    said: str,
+) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    before = contents(tmp_path / "x")
+    if "encoder" in change:
+        other = Encoder.load(str(tiny_model), device="cpu", dtype="float32", **change["encoder"])
+        change = change | {"encoder": other}
+    with pytest.raises(error, match=said):
+        llmindex.build(corpus, tmp_path / "x", **({"encoder": encoder} | change))
+    assert contents(tmp_path / "x") == before
+
+
+def test_a_corpus_that_changed_is_refused_and_overwrite_starts_afresh(
+    corpus: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    write_corpus(corpus, 120, seed=1)
+    with pytest.raises(CorpusError, match="--overwrite"):
+        llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    report = llmindex.build(corpus, tmp_path / "x", encoder=encoder, overwrite=True)
+    assert report.documents < 120
+    assert verify(tmp_path / "x").problems == ()
+
+
+@pytest.mark.parametrize("at", [1, 200, 600])
+def test_ctrl_c_commits_and_the_same_call_goes_on(encoder: Encoder, tmp_path: Path, at: int) -> None:
+    corpus = write_corpus(tmp_path / "docs.parquet", 1000)
+
+    def interrupt(progress: llmindex.Progress) -> None:
+        if progress.stage == "encode" and progress.done >= at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(BuildInterrupted) as stopped:
+        llmindex.build(corpus, tmp_path / "x", encoder=encoder, on_progress=interrupt)
+    assert stopped.value.committed == VectorStore.open(tmp_path / "x").count
+    with pytest.raises(StaleIndex, match="llmindex reindex"):
+        llmindex.open(tmp_path / "x").search("fox")
+    report = llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    assert report.added + stopped.value.committed == report.documents == 960
+    llmindex.build(corpus, tmp_path / "whole", encoder=encoder)
+    assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+def test_a_second_writer_is_refused(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def build_again(progress: llmindex.Progress) -> None:
+        if progress.stage == "encode" and not refused:
+            with pytest.raises(IndexLocked) as caught:
+                llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+            refused.append(str(caught.value))
+
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder, on_progress=build_again)
+    assert "being written" in refused[0]
+
+
+def test_a_table_in_memory_is_a_corpus_too(encoder: Encoder, tmp_path: Path) -> None:
+    table = pa.table({"text": ["one", "two"]})
+    assert llmindex.build(table, tmp_path / "x", encoder=encoder).documents == 2
+    assert {hit.id for hit in llmindex.open(tmp_path / "x").search("one")[0]} == {"0", "1"}
+
+
+def test_plan_counts_and_writes_nothing(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    plan = llmindex.plan(corpus, encoder=encoder)
+    assert sorted(tmp_path.iterdir()) == before
+    report = llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    assert (plan.documents, plan.tokens, dict(plan.bad_rows)) == (288, report.tokens, dict(report.bad_rows))
+    assert plan.factory == "Flat"
+    assert plan.seconds > 0
+    size = sum(path.stat().st_size for path in (tmp_path / "x").rglob("*") if path.is_file())
+    assert 0.3 < plan.disk_bytes / size < 3
+
+
+def test_over_long_texts_are_cut_and_counted(tiny_model: Path, tmp_path: Path) -> None:
+    table = pa.table({"text": ["short", "long " * 400]})
+    encoder = Encoder.load(str(tiny_model), device="cpu", max_tokens=100)
+    assert llmindex.build(table, tmp_path / "x", encoder=encoder).truncated == 1
+
+
+def test_reindex_mends_a_missing_or_stale_faiss_file(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    (file,) = (tmp_path / "x" / "faiss").iterdir()
+    file.unlink()
+    index = llmindex.open(tmp_path / "x")
+    with pytest.raises(StaleIndex, match="llmindex reindex"):
+        index.search("fox")
+    assert index.info()["index"]["stale"]
+    index.reindex()
+    assert len(index.search("fox")[0]) == 10
+    assert not index.info()["index"]["stale"]
+
+
+RUN = """
+import sys
+import llmindex, llmindex.pipeline
+llmindex.pipeline._CHECKPOINT_SECONDS = 0
+encoder = llmindex.Encoder.load(sys.argv[3], device="cpu", dtype="float32")
+print("ready", flush=True)
+llmindex.build(sys.argv[1], sys.argv[2], encoder=encoder)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_random_moments_loses_and_doubles_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "docs.parquet", 12_000)
+    index, whole = tmp_path / "x", tmp_path / "whole"
+    started = start(corpus, whole, tiny_model)
+    began = time.perf_counter()
+    assert started.wait(timeout=600) == 0
+    length = time.perf_counter() - began
+    rng, counts = random.Random(4), [0]
+    for _ in range(10):
+        process = start(corpus, index, tiny_model)
+        time.sleep(rng.uniform(0, length / 4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (index / "manifest.json").exists():
+            assert verify(index).problems == ()
+            counts.append(VectorStore.open(index).count)
+    assert counts == sorted(counts)
+    assert start(corpus, index, tiny_model).wait(timeout=600) == 0
+    assert contents(index) == contents(whole)
+    assert verify(index).problems == ()
+
+
+def start(corpus: Path, index: Path, model: Path) -> "subprocess.Popen[str]":
+    """A build in a process of its own, from the moment when its model is loaded."""
+    arguments = [sys.executable, "-c", RUN, str(corpus), str(index), str(model)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    return process
