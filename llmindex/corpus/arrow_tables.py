@@ -1,0 +1,139 @@
+"""Tables that come with Arrow types of their own: Parquet files, and a table in memory.
+
+A row group may be as large as the file, so columns are read through small buffers, a batch at a time.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmindex.corpus.column_types import STRING, as_strings, conform, invalid_utf8, is_bytes, is_text, stored_type
+from llmindex.corpus.source import (
+    CHUNK_BYTES,
+    CHUNK_ROWS,
+    Chunk,
+    SourceFile,
+    reading,
+    unique_names,
+)
+from llmindex.errors import CorpusError
+
+_BUFFER_BYTES = 1 << 16
+_HASHED_ROWS = 256
+
+
+class ParquetSource:
+    """One Parquet file."""
+
+    tabular = True
+
+    def __init__(self, file: SourceFile) -> None:
+        self.label = file.label
+        self._file = file
+        if not file.bytes:
+            raise CorpusError(f"cannot read {file.label}: it is empty (0 bytes), so not a Parquet file")
+        with self._open() as parquet:
+            self.schema = parquet.schema_arrow
+            self.rows: int = parquet.metadata.num_rows
+            groups = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+            if sum(groups) != self.rows:
+                raise ValueError(f"its footer counts {self.rows:,} rows, its row groups {sum(groups):,}")
+        unique_names(self.schema.names, self.label)
+
+    @contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        # By Python's own open, because pyarrow refuses file names that are not UTF-8.
+        with reading(self.label), self._file.path.open("rb") as stream:
+            yield pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+    def chunks(self, skip: int, wanted: pa.Schema) -> Iterator[Chunk]:
+        """See :class:`Source`; row groups that lie before ``skip`` are not decoded."""
+        self._file.check_unchanged()
+        with self._open() as parquet:
+            for number in range(parquet.num_row_groups):
+                group = parquet.metadata.row_group(number)
+                if skip >= group.num_rows:
+                    skip -= group.num_rows
+                    continue
+                for batch in _batches(parquet, number):
+                    if skip < batch.num_rows:
+                        yield readable_rows(batch.slice(skip), wanted)
+                    skip = max(0, skip - batch.num_rows)
+
+    def where(self, row: int) -> str:
+        """See :class:`Source`."""
+        return f"{self.label} row {row:,}"
+
+    def identities(self) -> list[dict[str, Any]]:
+        """See :class:`Source`."""
+        return [self._file.identity()]
+
+
+def _batches(parquet: pq.ParquetFile, number: int) -> Iterator[pa.RecordBatch]:
+    """A row group in batches whose rows are the fewer the larger they are."""
+    group = parquet.metadata.row_group(number)
+    rows = CHUNK_BYTES * group.num_rows // max(1, group.total_byte_size)
+    return parquet.iter_batches(min(max(1, rows), CHUNK_ROWS), row_groups=[number], use_threads=False)  # type: ignore[no-any-return]
+
+
+class TableSource:
+    """A table in memory."""
+
+    tabular = True
+    label = "table"
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self.schema = table.schema
+        self.rows: int = table.num_rows
+        unique_names(self.schema.names, self.label)
+
+    def identities(self) -> list[dict[str, Any]]:
+        """See :class:`Source`; a hash of the values, however they lie in chunks."""
+        digest = hashlib.sha256(repr([(field.name, str(field.type)) for field in self.schema]).encode())
+        with reading(self.label):
+            for start in range(0, self.rows, _HASHED_ROWS):
+                part = self._table.slice(start, _HASHED_ROWS).combine_chunks()
+                columns = [_decoded(conform(column.chunk(0), stored_type(column.type))) for column in part.columns]
+                batch = pa.RecordBatch.from_arrays(columns, names=self.schema.names)
+                # Taken rows, unlike a slice, have buffers with nothing else in them.
+                digest.update(batch.take(pa.array(np.arange(len(batch)))).serialize())
+        return [{"rows": self.rows, "sha256": digest.hexdigest()}]
+
+    def chunks(self, skip: int, wanted: pa.Schema) -> Iterator[Chunk]:
+        """See :class:`Source`."""
+        for batch in self._table.slice(skip).to_batches(max_chunksize=CHUNK_ROWS):
+            yield readable_rows(batch, wanted)
+
+    def where(self, row: int) -> str:
+        """See :class:`Source`."""
+        return f"{self.label} row {row:,}"
+
+
+def readable_rows(batch: pa.RecordBatch, wanted: pa.Schema) -> Chunk:
+    """The wanted columns of a batch in their wanted types, with the rows that are not UTF-8 made null."""
+    columns = [_selectable(batch.column(field.name), field.type) for field in wanted]
+    unreadable = np.zeros(batch.num_rows, np.bool_)
+    for column in columns:
+        unreadable |= invalid_utf8(column)
+    if unreadable.any():
+        kept = pa.array(np.arange(batch.num_rows), mask=unreadable)
+        columns = [_decoded(column).take(kept) for column in columns]
+    fitted = [conform(column, field.type) for column, field in zip(columns, wanted, strict=True)]
+    return Chunk(pa.RecordBatch.from_arrays(fitted, schema=wanted), unreadable)
+
+
+def _selectable(column: pa.Array, type_: pa.DataType) -> pa.Array:
+    if type_ == STRING and (is_text(column.type) or is_bytes(column.type)):
+        return as_strings(column)
+    return conform(column, stored_type(column.type))
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    """Without its dictionary, which does not go where the column's rows go."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column

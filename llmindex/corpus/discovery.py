@@ -1,0 +1,152 @@
+"""From what the user named - files, folders, globs, ``-`` - to the files to read, in a fixed order."""
+
+import contextlib
+import glob
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from llmindex.corpus.formats import READ_ENDINGS, ending_of
+from llmindex.corpus.source import SourceFile, counted, readable, reading
+from llmindex.errors import CorpusError, StorageError
+
+STDIN = "-"
+
+_log = logging.getLogger(__name__)
+_COPY_BYTES = 1 << 20
+
+
+def find_files(source: str) -> list[SourceFile]:
+    """The files that one source other than ``-`` stands for.
+
+    Raises:
+        CorpusError: there is none, or one that is named outright cannot be read as a corpus.
+    """
+    if not source:
+        raise CorpusError('no such file: "" (the name is empty)')
+    path = Path(source)
+    with reading(readable(source)):
+        if path.is_dir():
+            return _in_folder(path)
+        if path.exists():
+            return [_named(path)]
+        if path.is_symlink():
+            raise _broken_link(path)
+    if not glob.has_magic(source):
+        raise CorpusError(f"no such file: {readable(source)}")
+    matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  (pathlib takes no absolute patterns)
+    if not matches:
+        raise CorpusError(f"no such file: {readable(source)} (the pattern matches nothing)")
+    return _matched([Path(match) for match in matches], readable(source))
+
+
+def without_repeats(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Each file once, where it comes first."""
+    first: dict[Path, SourceFile] = {}
+    for file in files:
+        first.setdefault(file.path.resolve(), file)
+    if len(first) < len(files):
+        _log.warning("named more than once, read once: %s", counted(len(files) - len(first), "file"))
+    return list(first.values())
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root on, without ``..``; links are kept, because their names are the user's."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _named(path: Path) -> SourceFile:
+    label = readable(str(path))
+    if not path.is_file():
+        raise CorpusError(f"{label} is not a regular file; pipe it in and name the corpus -")
+    if ending_of(path.name) is None:
+        ending = f"the ending {readable(path.suffix)}" if path.suffix else "a name without an ending"
+        raise CorpusError(f"{label}: {ending} is not one of a corpus; {READ_ENDINGS}")
+    return SourceFile.found(absolute(path), label)
+
+
+def _in_folder(folder: Path) -> list[SourceFile]:
+    label = readable(str(folder))
+    if _is_index(folder):
+        raise CorpusError(f"{label} is an index, not a corpus; name the files it was built from")
+    return _supported(_walk(folder, set()), label)
+
+
+def _matched(paths: Sequence[Path], pattern: str) -> list[SourceFile]:
+    visited: set[Path] = set()
+    found = (file for path in paths for file in (_walk(path, visited) if path.is_dir() else [path]))
+    return _supported(found, pattern)
+
+
+def _supported(paths: Iterator[Path], label: str) -> list[SourceFile]:
+    files, ignored = [], 0
+    for path in paths:
+        if ending_of(path.name) is None:
+            ignored += 1
+        elif path.is_symlink() and not path.exists():
+            raise _broken_link(path)
+        else:
+            files.append(SourceFile.found(absolute(path), readable(str(path))))
+    if not files:
+        raise CorpusError(f"{label}: no file there can be read as a corpus; {READ_ENDINGS}")
+    if ignored:
+        _log.warning("%s: ignored %s of another kind than is read", label, counted(ignored, "file"))
+    return files
+
+
+def _walk(folder: Path, visited: set[Path]) -> Iterator[Path]:
+    """Files below a folder, sorted; hidden ones and indexes left out, each real folder entered once."""
+    with reading(readable(str(folder))):
+        real = folder.resolve()
+        entries = sorted(folder.iterdir())
+    if real in visited:
+        return
+    visited.add(real)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield entry
+        elif not _is_index(entry):
+            yield from _walk(entry, visited)
+
+
+def _is_index(folder: Path) -> bool:
+    """Whether this is an index: built next to its corpus, it must not become a part of it."""
+    return folder.suffix == ".llmindex" or ((folder / "manifest.json").exists() and (folder / "vectors").is_dir())
+
+
+def _broken_link(path: Path) -> CorpusError:
+    return CorpusError(f"{readable(str(path))} is a broken link (to {readable(str(path.readlink()))})")
+
+
+@contextlib.contextmanager
+def spooled_stdin() -> Iterator[SourceFile]:
+    """Standard input in a temporary file, because a corpus is read more than once; its hash stands for it."""
+    with tempfile.NamedTemporaryFile(prefix="llmindex-stdin-") as spool:
+        digest = hashlib.sha256()
+        while block := _read_stdin():
+            digest.update(block)
+            _keep(spool, block)
+        yield SourceFile.found(Path(spool.name), "stdin", digest.hexdigest())
+
+
+def _read_stdin() -> bytes:
+    with reading("stdin"):
+        return sys.stdin.buffer.read(_COPY_BYTES)
+
+
+def _keep(spool: IO[bytes], block: bytes) -> None:
+    try:
+        spool.write(block)
+        spool.flush()
+    except OSError as error:
+        folder = readable(tempfile.gettempdir())
+        raise StorageError(
+            f"cannot keep stdin in {folder}: {error.strerror}; set TMPDIR to a folder with room"
+        ) from error
