@@ -377,7 +377,10 @@ def test_a_full_disk_keeps_the_index_before(indexed: VectorStore) -> None:
     done = subprocess.run(
         [sys.executable, "-c", dedent(program), str(indexed.path)], check=True, capture_output=True, text=True
     )
-    assert done.stdout == f"cannot write {indexed.path}/faiss/written.faiss: File too large\n"
+    assert done.stdout == (
+        f"cannot write {indexed.path}/faiss/written.faiss: File too large; 200 documents are safe; "
+        f"free space and run `llmindex reindex -i {indexed.path}`\n"
+    )
     assert done.stderr == ""
     assert Manifest.load(indexed.path) == indexed.manifest
     assert list((indexed.path / "faiss").iterdir()) == [file_of(indexed)]

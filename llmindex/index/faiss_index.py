@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from llmindex.errors import StaleIndex, UsageError
+from llmindex.errors import StaleIndex, StorageError, UsageError
 from llmindex.index.planner import IndexPlan, faiss_reason, plan, require_faiss
 from llmindex.index.recall import NEIGHBORS, SAMPLE, Sample, draw_sample, least_effort, recalls
 from llmindex.progress import Progress, ProgressCallback
@@ -101,11 +101,17 @@ def build_index(
     chosen = plan(store.count, store.dim, factory)
     report = on_progress or (lambda _: None)
     index = _fill(store, chosen, report)
-    # One pass over the store for two samples: one to tune on, a fresh one to measure on.
-    sample = draw_sample(store, 2 * SAMPLE, _SEED)
-    enough = len(sample.rows) == 2 * SAMPLE
-    parameters = _tune(store, index, sample.part(0, SAMPLE) if enough else sample, recall, report)
-    reached = float(_measure(store, index, sample.part(SAMPLE, 2 * SAMPLE) if enough else sample).mean())
+    report(Progress("tune", 0, None, "settings"))
+    effort = _effort(index)
+    if effort is None:
+        parameters, fresh = "", draw_sample(store, SAMPLE, _SEED)
+    else:
+        # One pass over the store for two samples: one to tune on, a fresh one to measure on.
+        both = draw_sample(store, 2 * SAMPLE, _SEED)
+        enough = len(both.rows) == 2 * SAMPLE
+        parameters = _tune(store, index, effort, both.part(0, SAMPLE) if enough else both, recall, report)
+        fresh = both.part(SAMPLE, 2 * SAMPLE) if enough else both
+    reached = float(_measure(store, index, fresh).mean())
     if reached < recall:
         logger.warning("recall@10 of %s is %.3f, below the %.3f asked for", chosen.factory, reached, recall)
     return BuiltIndex(index, chosen.factory, parameters, store.vectors_id, recall, reached)
@@ -126,7 +132,11 @@ def rebuild(
         StorageError: the disk refused; the index before still counts.
     """
     built = build_index(VectorStore.open(writer.path), factory=factory, recall=recall, on_progress=on_progress)
-    record = save(built, writer.path)
+    try:
+        record = save(built, writer.path)
+    except StorageError as error:
+        safe = f"{writer.manifest.count:,} documents are safe"
+        raise StorageError(f"{error}; {safe}; free space and run `llmindex reindex -i {writer.path}`") from error
     writer.set_index(record)
     return record
 
@@ -338,30 +348,47 @@ def _on_gpu(faiss: Any, index: Index) -> Index | None:  # noqa: ANN401
         return None
 
 
-def _tune(store: VectorStore, index: Index, sample: Sample, recall: float, report: ProgressCallback) -> str:
-    """Set the search effort to what reaches the recall, and return it as FAISS's parameter string."""
+@dataclass(frozen=True, slots=True)
+class _Effort:
+    """The search parameter by which an index trades time for recall, and its range."""
+
+    name: str
+    least: int
+    most: int
+
+
+def _effort(index: Index) -> _Effort | None:
     faiss = require_faiss()
-    space = faiss.ParameterSpace()
     lists = faiss.try_extract_index_ivf(index)
-    name, start, limit = ("nprobe", 1, lists.nlist) if lists is not None else ("efSearch", 2 * NEIGHBORS, 4_096)
+    if lists is not None:
+        return _Effort("nprobe", 1, lists.nlist)
+    graph = _Effort("efSearch", 2 * NEIGHBORS, 4_096)
     try:
-        space.set_index_parameter(index, name, start)
+        faiss.ParameterSpace().set_index_parameter(index, graph.name, graph.least)
     except RuntimeError:
-        return ""
+        return None
+    return graph
+
+
+def _tune(
+    store: VectorStore, index: Index, effort: _Effort, sample: Sample, recall: float, report: ProgressCallback
+) -> str:
+    """Set the search effort to what reaches the recall, and return it as FAISS's parameter string."""
+    space = require_faiss().ParameterSpace()
     tried = 0
 
-    def reaches(effort: int) -> bool:
+    def reaches(value: int) -> bool:
         nonlocal tried
-        space.set_index_parameter(index, name, effort)
+        space.set_index_parameter(index, effort.name, value)
         shares = _measure(store, index, sample)
         tried += 1
         report(Progress("tune", tried, None, "settings"))
         # By a standard error, so that queries that were not tuned on reach it, too.
         return bool(shares.mean() - shares.std() / np.sqrt(len(shares)) >= recall)
 
-    effort = least_effort(reaches, start, limit)
-    space.set_index_parameter(index, name, effort)
-    return f"{name}={effort}"
+    chosen = least_effort(reaches, effort.least, effort.most)
+    space.set_index_parameter(index, effort.name, chosen)
+    return f"{effort.name}={chosen}"
 
 
 def _measure(store: VectorStore, index: Index, sample: Sample) -> NDArray[np.float64]:
