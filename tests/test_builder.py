@@ -84,7 +84,7 @@ def test_a_build_stores_and_indexes_every_good_row(corpus: Path, encoder: Encode
 
 def test_search_equals_brute_force(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
     llmindex.build(corpus, tmp_path / "x", encoder=encoder, vector_dtype="float32")
-    index = llmindex.open(tmp_path / "x")
+    index = llmindex.open(tmp_path / "x", device="cpu", dtype="float32")
     queries = ["the river and the mountain", "politics", "sport"]
     scores = encoder.encode(queries, role="query") @ index.store.vectors().T
     for row, hits in zip(scores, index.search(queries, k=1000), strict=True):
