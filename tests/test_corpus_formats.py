@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -307,7 +308,7 @@ class TestParquet:
             "bytes": pa.array([b"\xff", None, b""]),
             "map": pa.array([[("k", 1)], None, []], pa.map_(pa.string(), pa.int32())),
             "uuid": pa.array([bytes(16), None, None], pa.uuid()),
-            "half": pa.array([1.5, None, 0], pa.float16()),
+            "half": pa.array([np.float16(1.5), None, np.float16(0)], pa.float16()),
             "nothing": pa.nulls(3),
         }
         table = pa.table({"text": ["a", "b", "c"]} | columns)
