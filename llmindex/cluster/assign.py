@@ -1,0 +1,151 @@
+"""New documents among the clusters that are there, without clustering again.
+
+A new vector is reduced like the stored ones and compared with all of them in blocks of a matrix product; its nearest
+neighbours decide, by the hdbscan package's own ``approximate_predict``, to which cluster its density belongs. What that
+calls noise follows its neighbours as the stored noise did.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmindex.cluster.groups import Placement
+from llmindex.cluster.hdbscan_tree import Labels, Probabilities, place_new
+from llmindex.cluster.neighbors import squared_distances
+from llmindex.cluster.noise import VOTERS, strength, vote
+from llmindex.cluster.reduce import UMAP_NEIGHBORS
+from llmindex.cluster.result import Clustering
+from llmindex.errors import StaleIndex, UsageError
+from llmindex.records import Rows, Vectors
+from llmindex.store.reader import VectorStore
+
+_SAME = 1e-10
+"""Squared distance below which two reduced vectors differ by rounding alone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """Where new documents belong.
+
+    Attributes:
+        labels: ``(m,) int32``, -1 for noise.
+        probabilities: ``(m,) float32``, 0 for noise.
+    """
+
+    labels: Labels
+    probabilities: Probabilities
+
+
+def assign(clustering: Clustering, store: VectorStore, vectors: Vectors) -> Assignment:
+    """Label new documents by the clusters of the stored ones.
+
+    Args:
+        clustering: of the store's vectors.
+        store: the index.
+        vectors: ``(m, dim) float32``, unit vectors of the new documents, from the index's own encoder.
+
+    Raises:
+        StaleIndex: the stored vectors have changed since they were clustered.
+        UsageError: the vectors do not have the index's shape.
+    """
+    if clustering.built_from != store.vectors_id:
+        raise StaleIndex(f"{store.path} has changed since it was clustered; run `llmindex cluster` again")
+    if vectors.ndim != 2 or vectors.shape[1] != store.dim:
+        raise UsageError(f"vectors must be (m, {store.dim}), not {vectors.shape}; encode with the index's own encoder")
+    if store.count == 0 or len(vectors) == 0:
+        return Assignment(np.full(len(vectors), -1, np.int32), np.zeros(len(vectors), np.float32))
+    placement = clustering.placement
+    space = _Space(placement, store)
+    points = space.project(np.ascontiguousarray(vectors, np.float32))
+    rows, _ = _nearest(points, space.blocks(), max(2 * placement.min_samples, VOTERS))
+    squared = _recomputed(points, rows, space)
+    wide = 2 * placement.min_samples
+    labels, probabilities = place_new(
+        placement.tree, placement.core, placement.min_samples, rows[:, :wide], np.sqrt(squared[:, :wide])
+    )
+    if placement.limit is not None:
+        labels, probabilities = _follow(clustering, labels, probabilities, rows, squared)
+    return Assignment(labels, probabilities)
+
+
+class _Space:
+    """Where the stored vectors were clustered, and how to get there."""
+
+    def __init__(self, placement: Placement, store: VectorStore) -> None:
+        self.store = store
+        self.projection = placement.projection
+        self.coordinates = placement.coordinates
+
+    def project(self, vectors: Vectors) -> Vectors:
+        """Return the places of new vectors."""
+        if self.coordinates is None:
+            return self.reduce(vectors)
+        # UMAP has no formula for new points; between the places of the nearest stored ones is where it starts, too.
+        rows, squared = _nearest(vectors, self.store.iter_vectors(), UMAP_NEIGHBORS)
+        weights = 1 / np.maximum(squared, np.float32(1e-12))
+        weights /= weights.sum(axis=1, keepdims=True)
+        places: Vectors = np.einsum("mk,mkd->md", weights, self.coordinates[rows])
+        return places
+
+    def reduce(self, vectors: Vectors) -> Vectors:
+        return vectors if self.projection is None else self.projection(vectors)
+
+    def blocks(self) -> Iterable[Vectors]:
+        """Return the places of the stored vectors, in row order."""
+        if self.coordinates is not None:
+            return [self.coordinates]
+        return (self.reduce(block) for block in self.store.iter_vectors())
+
+    def take(self, rows: Rows) -> Vectors:
+        """Return the places of some stored vectors."""
+        if self.coordinates is not None:
+            return self.coordinates[rows]
+        return self.reduce(self.store.take_vectors(rows))
+
+
+def _nearest(points: Vectors, blocks: Iterable[Vectors], k: int) -> tuple[Rows, NDArray[np.float32]]:
+    """Return the k nearest of the blocks' rows for each point, nearest first, and their squared distances."""
+    rows = np.empty((len(points), 0), np.int64)
+    squared = np.empty((len(points), 0), np.float32)
+    lengths, start = np.einsum("ij,ij->i", points, points)[:, None], 0
+    for block in blocks:
+        distances = lengths + np.einsum("ij,ij->i", block, block) - 2 * (points @ block.T)
+        numbers = np.broadcast_to(np.arange(start, start + len(block)), distances.shape)
+        rows, squared = _smallest(np.hstack([rows, numbers]), np.hstack([squared, distances]), k)
+        start += len(block)
+    return rows, np.maximum(squared, 0)
+
+
+def _smallest(rows: Rows, squared: NDArray[np.float32], k: int) -> tuple[Rows, NDArray[np.float32]]:
+    if squared.shape[1] > k:
+        kept = np.argpartition(squared, k, axis=1)[:, :k]
+        rows, squared = np.take_along_axis(rows, kept, 1), np.take_along_axis(squared, kept, 1)
+    order = np.lexsort((rows, squared), axis=1)
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(squared, order, 1)
+
+
+def _recomputed(points: Vectors, rows: Rows, space: _Space) -> NDArray[np.float64]:
+    """Return the squared distances from the differences: the product's are too rough where vectors are close."""
+    distinct, where = np.unique(rows, return_inverse=True)
+    both = np.concatenate([points, space.take(distinct)])
+    own = np.repeat(np.arange(len(points)), rows.shape[1])
+    squared = squared_distances(both, own, len(points) + where.ravel()).reshape(rows.shape)
+    return np.where(squared < _SAME, 0, squared)
+
+
+def _follow(
+    clustering: Clustering, labels: Labels, probabilities: Probabilities, rows: Rows, squared: NDArray[np.float64]
+) -> tuple[Labels, Probabilities]:
+    """Let new noise follow its neighbours."""
+    placement = clustering.placement
+    near, near_squared = rows[:, :VOTERS], squared[:, :VOTERS].astype(np.float32)
+    found = vote(clustering.labels, near, near_squared, placement.limit or 0)
+    noise = np.flatnonzero((labels < 0) & (found >= 0))
+    same = clustering.labels[near[noise]] == found[noise, None]
+    nearest = np.where(same, near_squared[noise], np.inf).min(axis=1, initial=np.inf)
+    labels, probabilities = labels.copy(), probabilities.copy()
+    labels[noise] = found[noise]
+    probabilities[noise] = strength(nearest, placement.densest[found[noise]])
+    return labels, probabilities

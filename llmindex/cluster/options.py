@@ -1,0 +1,88 @@
+"""What can be chosen in a clustering, and what is chosen when it is not said."""
+
+import re
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Literal, get_args
+
+from llmindex.errors import UsageError
+
+Selection = Literal["eom", "leaf"]
+Reduce = Literal["none", "pca", "umap"]
+
+SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """How to cluster; checked on construction.
+
+    Attributes:
+        min_cluster_size: documents that make a cluster, 2 or more; None for 10, growing slowly above 10,000 documents.
+        min_samples: neighbours that make a document part of a dense region, itself not counted: higher means fewer
+            clusters and more noise; None for 3.
+        selection: "eom" takes the most persistent clusters of the tree, "leaf" its finest.
+        reduce: what the vectors are reduced to before: "none", "pca" (principal components, balanced) or "umap"
+            (needs the package umap-learn).
+        assign_noise: whether documents that HDBSCAN calls noise go to the cluster of their nearest neighbours.
+        assign_distance: how far such a neighbour may be, as euclidean distance of the reduced vectors; None for a
+            limit taken from the distances within the clusters.
+        name: of the clustering, and so of its files.
+
+    Raises:
+        UsageError: a value cannot work; the message names the option.
+    """
+
+    min_cluster_size: int | None = None
+    min_samples: int | None = None
+    selection: Selection = "eom"
+    reduce: Reduce = "pca"
+    assign_noise: bool = True
+    assign_distance: float | None = None
+    name: str = "default"
+
+    def __post_init__(self) -> None:
+        _check_number("min_cluster_size", self.min_cluster_size, 2)
+        _check_number("min_samples", self.min_samples, 1)
+        _check_choice("selection", self.selection, SELECTIONS)
+        _check_choice("reduce", self.reduce, REDUCTIONS)
+        if self.assign_distance is not None and not 0 <= self.assign_distance < inf:
+            raise UsageError(f"assign_distance must be a finite number of 0 or more, not {self.assign_distance}")
+        check_name(self.name)
+
+    def resolve(self, count: int) -> "ClusterOptions":
+        """Return the options with the defaults for so many documents filled in (``assign_distance`` apart)."""
+        size = self.min_cluster_size or default_min_cluster_size(count)
+        return replace(self, min_cluster_size=size, min_samples=self.min_samples or DEFAULT_MIN_SAMPLES)
+
+
+DEFAULT_MIN_SAMPLES = 3
+
+
+def default_min_cluster_size(count: int) -> int:
+    """Return the documents that make a cluster of a corpus of ``count``."""
+    return max(5, min(10, count // 20), int(count**0.5 / 10))
+
+
+def check_name(name: str) -> None:
+    """Refuse a clustering's name that is no plain file name.
+
+    Raises:
+        UsageError: with the rule.
+    """
+    if not _NAME.fullmatch(name):
+        rule = "up to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
+        raise UsageError(f'name "{name}" cannot name a clustering; use {rule}')
+
+
+def _check_number(option: str, value: int | None, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise UsageError(f"{option} must be a whole number of {least} or more, not {value}")
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f'{option} "{value}" is unknown; choose from {", ".join(choices)}')

@@ -1,0 +1,443 @@
+"""Clustering an index: options, reduction, noise, summaries, files, new documents."""
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmindex.cluster.central import central_rows
+from llmindex.cluster.clustering import Clustering, ClusterOptions, assign, cluster, load, save
+from llmindex.cluster.hdbscan_tree import density_tree
+from llmindex.cluster.neighbors import NeighborGraph, neighbor_graph
+from llmindex.cluster.noise import default_limit, spread, strength, vote
+from llmindex.cluster.options import default_min_cluster_size
+from llmindex.cluster.reduce import COMPONENTS, reduce
+from llmindex.cluster.saved import names
+from llmindex.cluster.spanning_tree import spanning_tree
+from llmindex.errors import CorruptStore, MissingPackage, StaleIndex, UsageError
+from llmindex.progress import Progress
+from llmindex.records import Vectors
+from llmindex.store.reader import VectorStore
+from llmindex.store.writer import VectorWriter
+from tests.samples import append, make_documents, make_store, make_vectors
+
+DIM = 24
+
+
+def topics(count: int, seed: int = 0) -> Vectors:
+    """Unit vectors around ten centres, in order of centre, and one in ten anywhere."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(10, DIM))
+    vectors = centres[np.arange(count) * 10 // count] + 0.35 * random.normal(size=(count, DIM))
+    lost = random.random(count) < 0.1
+    vectors[lost] = random.normal(size=(lost.sum(), DIM))
+    unit: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> VectorStore:
+    return make_store(tmp_path_factory.mktemp("clustering") / "topics.llmindex", topics(800), "float32")
+
+
+@pytest.fixture(scope="module")
+def clustering(store: VectorStore) -> Clustering:
+    return cluster(store)
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"min_cluster_size": 1}, "min_cluster_size must be a whole number of 2 or more, not 1"),
+            ({"min_samples": 0}, "min_samples must be a whole number of 1 or more, not 0"),
+            ({"min_samples": 2.5}, "min_samples must be a whole number"),
+            ({"min_cluster_size": True}, "min_cluster_size must be a whole number"),
+            ({"selection": "best"}, 'selection "best" is unknown; choose from eom, leaf'),
+            ({"reduce": "tsne"}, 'reduce "tsne" is unknown; choose from none, pca, umap'),
+            ({"assign_distance": -0.1}, "assign_distance must be a finite number of 0 or more, not -0.1"),
+            ({"assign_distance": float("nan")}, "assign_distance must be a finite number"),
+            ({"name": "../evil"}, 'name "../evil" cannot name a clustering'),
+            ({"name": ""}, "cannot name a clustering"),
+            ({"name": ".hidden"}, "cannot name a clustering"),
+            ({"name": "a/b"}, "cannot name a clustering"),
+            ({"name": "x" * 65}, "cannot name a clustering"),
+        ],
+    )
+    def test_a_bad_value_is_named(self, options: dict[str, Any], words: str) -> None:
+        with pytest.raises(UsageError) as error:
+            ClusterOptions(**options)
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
+
+    def test_given_values_stand_and_others_are_filled_in(self) -> None:
+        resolved = ClusterOptions(min_cluster_size=7, name="v1.2").resolve(100)
+        assert (resolved.min_cluster_size, resolved.name) == (7, "v1.2")
+        assert resolved.min_samples is not None
+        assert resolved.resolve(9) == resolved
+
+    @given(count=st.integers(0, 10**8))
+    def test_the_default_size_grows_with_the_corpus(self, count: int) -> None:
+        assert 2 <= default_min_cluster_size(count) <= default_min_cluster_size(count + 1000)
+
+
+class TestReduce:
+    def test_components_are_those_of_a_singular_value_decomposition(self) -> None:
+        vectors = make_vectors(300, 100)
+        reduced = reduce(lambda: [vectors[:120], vectors[120:]], 300, "pca")
+        _, deviations, directions = np.linalg.svd(vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64))
+        assert reduced.projection is not None
+        components = reduced.projection.components
+        assert components.shape == (COMPONENTS, 100)
+        lengths = np.linalg.norm(components, axis=1)
+        assert np.abs((components / lengths[:, None] * directions[:COMPONENTS]).sum(axis=1)) == pytest.approx(1, 1e-3)
+        assert np.allclose(np.linalg.norm(reduced.vectors, axis=1), 1, atol=1e-5)
+        # Evened out: what varies most still varies most, but by less.
+        assert (np.diff(lengths) >= -1e-6).all()
+        spread_before = deviations[:COMPONENTS] / deviations[0]
+        spread_after = spread_before * lengths / lengths[0]
+        assert (np.diff(spread_after) <= 1e-6).all()
+        assert spread_after[-1] > spread_before[-1]
+
+    def test_new_vectors_are_projected_alike(self) -> None:
+        vectors = make_vectors(200, 50)
+        reduced = reduce(lambda: [vectors], 200, "pca")
+        assert reduced.projection is not None
+        assert np.allclose(reduced.projection(vectors[50:60]), reduced.vectors[50:60], atol=1e-5)
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 10])
+    def test_few_vectors(self, count: int) -> None:
+        vectors = make_vectors(count, 16)
+        reduced = reduce(lambda: [vectors], count, "pca").vectors
+        assert reduced.shape == (count, max(1, min(count - 1, 16)))
+        assert np.isfinite(reduced).all()
+
+    def test_large_corpora_are_sampled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("llmindex.cluster.reduce._SAMPLE", 100)
+        vectors = make_vectors(1050, 16, clusters=4)
+        blocks = [vectors[:7], vectors[7:500], vectors[500:]]
+        projection = reduce(lambda: blocks, 1050, "pca").projection
+        monkeypatch.undo()
+        assert projection is not None
+        assert np.allclose(projection.mean, vectors[::11].mean(axis=0), atol=1e-6)
+
+    def test_none_leaves_the_vectors(self) -> None:
+        vectors = make_vectors(20, 8)
+        assert (reduce(lambda: [vectors], 20, "none").vectors == vectors).all()
+
+    def test_umap_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = builtins.__import__
+
+        def without_umap(name: str, *args: Any, **more: Any) -> Any:  # noqa: ANN401
+            if name == "umap":
+                raise ImportError("No module named 'umap'")
+            return original(name, *args, **more)
+
+        monkeypatch.setattr(builtins, "__import__", without_umap)
+        with pytest.raises(MissingPackage, match=r"pip install 'llmindex\[umap\]'"):
+            reduce(lambda: [make_vectors(40, 8)], 40, "umap")
+
+
+class TestNoise:
+    GRAPH = NeighborGraph(
+        # A chain 0 - 1 - 2 - 3, each 1 from the next; 4 is far from all.
+        np.array([[1, 2], [0, 2], [1, 3], [2, 1], [3, 2]]),
+        np.array([[1, 4], [1, 1], [1, 1], [1, 4], [100, 121]], np.float32),
+    )
+
+    def test_labels_spread_step_by_step_up_to_the_limit(self) -> None:
+        labels = np.array([7, -1, -1, -1, -1], np.int32)
+        assert spread(labels, self.GRAPH, 1).tolist() == [7, 7, 7, 7, -1]
+        assert spread(labels, self.GRAPH, 0.9).tolist() == labels.tolist()
+        assert spread(labels, self.GRAPH, 20).tolist() == [7] * 5
+
+    def test_the_vote_goes_to_the_nearer_and_the_more(self) -> None:
+        labels = np.array([0, 1, 1, -1], np.int32)
+        rows = np.array([[0, 1, 2], [0, 1, 2], [3, -1, 0], [3, -1, -1]])
+        squared = np.array([[1, 9, 9], [1, 1.5, 1.5], [1, np.inf, 2], [1, np.inf, np.inf]], np.float32)
+        assert vote(labels, rows, squared, 5).tolist() == [0, 1, 0, -1]
+
+    def test_nothing_to_follow(self) -> None:
+        labels = np.full(5, -1, np.int32)
+        assert default_limit(labels, self.GRAPH) == 0
+        assert spread(labels, self.GRAPH, 10).tolist() == labels.tolist()
+
+    def test_strength_falls_with_distance(self) -> None:
+        squared = np.array([0, 0.25, 1, 100, 1], np.float32)
+        densest = np.array([2, 2, 2, 2, np.inf])
+        assert strength(squared, densest).tolist() == pytest.approx([1, 1, 0.5, 0.05, 0])
+
+    @settings(max_examples=30, deadline=None)
+    @given(seed=st.integers(0, 999), limit=st.floats(0, 3))
+    def test_only_noise_changes_and_more_of_it_the_higher_the_limit(self, seed: int, limit: float) -> None:
+        random = np.random.default_rng(seed)
+        graph = neighbor_graph(random.normal(size=(60, 3)).astype(np.float32), 12, exact=True)
+        labels = random.integers(-1, 3, 60).astype(np.int32)
+        labels[random.random(60) < 0.7] = -1
+        spreaded = spread(labels, graph, limit)
+        assert (spreaded[labels >= 0] == labels[labels >= 0]).all()
+        further = spread(labels, graph, limit + 0.5)
+        assert (further[spreaded >= 0] >= 0).all()
+
+
+class TestCluster:
+    def test_topics_are_found(self, clustering: Clustering) -> None:
+        truth = np.arange(800) * 10 // 800
+        assert len(clustering.clusters) == 10
+        inside = clustering.labels >= 0
+        pairs = set(zip(truth[inside].tolist(), clustering.labels[inside].tolist(), strict=True))
+        assert inside.mean() > 0.85
+        assert len(pairs) <= 10 + 800 * 0.1
+        assert (clustering.probabilities[~inside] == 0).all()
+        assert (clustering.probabilities[inside] > 0).all()
+        assert clustering.noise_share == pytest.approx(1 - inside.mean())
+
+    def test_clusters_are_numbered_by_size_and_described(self, clustering: Clustering) -> None:
+        sizes = np.bincount(clustering.labels[clustering.labels >= 0])
+        assert [summary.size for summary in clustering.clusters] == sizes.tolist() == sorted(sizes, reverse=True)
+        assert [summary.label for summary in clustering.clusters] == list(range(10))
+        for summary in clustering.clusters:
+            assert len(summary.central_rows) == 3
+            assert (clustering.labels[list(summary.central_rows)] == summary.label).all()
+            assert summary.central_ids == tuple(f"d{row}" for row in summary.central_rows)
+            assert 0 < summary.persistence <= 1
+            assert isinstance(summary.keywords, tuple)
+
+    def test_the_same_again(self, store: VectorStore, clustering: Clustering) -> None:
+        again = cluster(store)
+        assert (again.labels == clustering.labels).all()
+        assert (again.probabilities == clustering.probabilities).all()
+        assert again.clusters == clustering.clusters
+
+    def test_without_reduction_and_assignment_it_is_hdbscan(self, store: VectorStore) -> None:
+        options = ClusterOptions(min_cluster_size=12, min_samples=4, reduce="none", assign_noise=False)
+        ours = cluster(store, options)
+        _, labels, probabilities = density_tree(spanning_tree(store.vectors(), 4), 12, "eom")
+        assert ours.assigned_share == 0
+        pairs = set(zip(ours.labels.tolist(), labels.tolist(), strict=True))
+        assert len(pairs) == len(set(labels.tolist()))
+        assert (ours.probabilities == probabilities).all()
+
+    def test_assignment_takes_noise_alone(self, store: VectorStore) -> None:
+        without = cluster(store, ClusterOptions(assign_noise=False))
+        limits = [0.0, 0.5, 2.0]
+        shares = [cluster(store, ClusterOptions(assign_distance=limit)).noise_share for limit in limits]
+        assert shares[0] == without.noise_share
+        assert shares == sorted(shares, reverse=True)
+        assert shares[-1] == 0
+        everything = cluster(store, ClusterOptions(assign_distance=2.0))
+        assert everything.assigned_share == pytest.approx(without.noise_share)
+
+    @pytest.mark.parametrize("count", [0, 1, 2, 4])
+    def test_too_few_documents_are_noise(self, tmp_path: Path, count: int) -> None:
+        few = make_store(tmp_path / "few.llmindex", make_vectors(count, 8))
+        found = cluster(few)
+        assert found.labels.tolist() == [-1] * count
+        assert found.clusters == ()
+        assert found.noise_share == (1 if count else 0)
+        save(found, few)
+        assert load(few).labels.tolist() == [-1] * count
+        assert assign(found, few, make_vectors(3, 8, seed=1)).labels.tolist() == [-1] * 3
+
+    @pytest.mark.parametrize("selection", ["eom", "leaf"])
+    @pytest.mark.parametrize("reduction", ["none", "pca"])
+    def test_copies_of_one_document_are_one_cluster(self, tmp_path: Path, selection: Any, reduction: Any) -> None:  # noqa: ANN401
+        same = make_store(tmp_path / "same.llmindex", make_vectors(1, 8).repeat(60, axis=0))
+        found = cluster(same, ClusterOptions(selection=selection, reduce=reduction))
+        assert found.labels.tolist() == [0] * 60
+        assert found.clusters[0].central_rows == (0, 1, 2)
+
+    @pytest.mark.parametrize("selection", ["eom", "leaf"])
+    @pytest.mark.parametrize("reduction", ["none", "pca"])
+    def test_copies_stay_together(self, tmp_path: Path, selection: Any, reduction: Any) -> None:  # noqa: ANN401
+        copies = make_store(tmp_path / "copies.llmindex", make_vectors(20, 16)[np.arange(400) % 20])
+        found = cluster(copies, ClusterOptions(selection=selection, reduce=reduction))
+        assert len(found.clusters) == 20
+        assert (found.labels == found.labels[np.arange(400) % 20]).all()
+        assert found.noise_share == 0
+
+    def test_progress_names_the_stages(self, store: VectorStore) -> None:
+        seen: list[Progress] = []
+        cluster(store, on_progress=seen.append)
+        assert list(dict.fromkeys(report.stage for report in seen)) == [
+            "neighbors",
+            "spanning tree",
+            "tree",
+            "keywords",
+        ]
+        last = {report.stage: report for report in seen}
+        assert all(report.done == report.total for report in last.values())
+
+    @pytest.mark.slow
+    def test_umap(self, store: VectorStore) -> None:
+        found = cluster(store, ClusterOptions(reduce="umap", name="umap"))
+        assert len(found.clusters) >= 8
+        assert (cluster(store, ClusterOptions(reduce="umap")).labels == found.labels).all()
+        save(found, store)
+        placed = assign(load(store, "umap"), store, topics(200, seed=5))
+        assert (placed.labels >= 0).mean() > 0.6
+
+
+class TestCentral:
+    def test_the_highest_inner_products_with_the_mean(self) -> None:
+        vectors = make_vectors(200, 12)
+        labels = np.random.default_rng(0).integers(-1, 4, 200).astype(np.int32)
+        rows = central_rows(lambda: [vectors[:90], vectors[90:]], labels, np.arange(200))
+        for label in range(4):
+            members = np.flatnonzero(labels == label)
+            scores = vectors[members] @ vectors[members].mean(axis=0)
+            assert rows[label] == tuple(members[np.argsort(-scores)[:3]].tolist())
+
+    def test_copies_count_once_unless_nothing_else_is_there(self) -> None:
+        vectors = make_vectors(1, 8).repeat(6, axis=0)
+        vectors[4:] = make_vectors(2, 8, seed=1) * 0.1 + vectors[4:]
+        first = np.array([0, 0, 0, 0, 4, 5])
+        labels = np.zeros(6, np.int32)
+        assert set(central_rows(lambda: [vectors], labels, first)[0]) == {0, 4, 5}
+        labels[4:] = -1
+        assert central_rows(lambda: [vectors], labels, first) == [(0, 1, 2)]
+
+    def test_no_clusters(self) -> None:
+        assert central_rows(lambda: [make_vectors(5, 4)], np.full(5, -1, np.int32), np.arange(5)) == []
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> VectorStore:
+    """A store that the test may change."""
+    return make_store(tmp_path / "own.llmindex", topics(300), "float32")
+
+
+class TestFiles:
+    def test_what_is_saved_is_loaded(self, own: VectorStore) -> None:
+        found = cluster(own, ClusterOptions(name="v1.2", min_cluster_size=6))
+        path = save(found, own)
+        assert path == own.path / "clusters" / "v1.2.parquet"
+        assert names(own) == ["v1.2"]
+        loaded = load(own, "v1.2")
+        assert (loaded.labels == found.labels).all()
+        assert (loaded.probabilities == found.probabilities).all()
+        for field in ("options", "clusters", "noise_share", "assigned_share", "built_from", "seconds"):
+            assert getattr(loaded, field) == getattr(found, field)
+        new = topics(50, seed=4)
+        assert (assign(loaded, own, new).labels == assign(found, own, new).labels).all()
+
+    def test_the_files_are_as_documented(self, own: VectorStore) -> None:
+        found = cluster(own)
+        table = pq.read_table(save(found, own))
+        assert [(field.name, str(field.type)) for field in table.schema] == [
+            ("id", "string"),
+            ("row", "int64"),
+            ("label", "int32"),
+            ("probability", "float"),
+        ]
+        assert table["id"].to_pylist() == [f"d{row}" for row in range(300)]
+        assert table["row"].to_pylist() == list(range(300))
+        summary = json.loads((own.path / "clusters" / "default.json").read_text(encoding="utf-8"))
+        assert summary["built_from"] == own.vectors_id
+        assert summary["documents"] == 300
+        assert summary["options"]["min_cluster_size"] == found.options.min_cluster_size
+        assert [each["size"] for each in summary["clusters"]] == [each.size for each in found.clusters]
+        assert set(summary["clusters"][0]) >= {"label", "size", "keywords", "central_rows", "central_ids"}
+        assert not [path for path in (own.path / "clusters").iterdir() if path.name.startswith(".")]
+
+    def test_saving_again_replaces(self, own: VectorStore) -> None:
+        save(cluster(own), own)
+        other = cluster(own, ClusterOptions(min_cluster_size=20))
+        save(other, own)
+        assert (load(own).labels == other.labels).all()
+        assert names(own) == ["default"]
+
+    def test_other_vectors_make_it_stale(self, own: VectorStore) -> None:
+        found = cluster(own)
+        save(found, own)
+        with VectorWriter.open(own.path) as writer:
+            append(writer, make_documents(300, 310), make_vectors(10, DIM))
+            writer.finish()
+        grown = VectorStore.open(own.path)
+        for use in (lambda: load(grown), lambda: save(found, grown), lambda: assign(found, grown, topics(5))):
+            with pytest.raises(StaleIndex, match="llmindex cluster"):
+                use()
+
+    def test_a_name_that_is_not_there(self, own: VectorStore) -> None:
+        with pytest.raises(UsageError, match=r'no clustering "other" \(it has: none yet\)'):
+            load(own, "other")
+        save(cluster(own), own)
+        with pytest.raises(UsageError, match=r"it has: default"):
+            load(own, "other")
+        with pytest.raises(UsageError, match="cannot name a clustering"):
+            load(own, "../manifest")
+
+    @pytest.mark.parametrize("suffix", [".json", ".parquet", ".tree.npz"])
+    @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "other run"])
+    def test_damaged_files(self, own: VectorStore, suffix: str, damage: str) -> None:
+        save(cluster(own, ClusterOptions(name="other", min_cluster_size=20)), own)
+        save(cluster(own), own)
+        path = own.path / "clusters" / f"default{suffix}"
+        if damage == "missing":
+            path.unlink()
+        elif damage == "other run":
+            path.write_bytes(path.with_name(f"other{suffix}").read_bytes())
+        else:
+            path.write_bytes(path.read_bytes()[: 100 if damage == "cut" else 0])
+        expected = UsageError if (suffix, damage) == (".json", "missing") else CorruptStore
+        with pytest.raises(expected, match="llmindex cluster") as error:
+            load(own)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"built_from": 3}', '{"sha256": []}'])
+    def test_json_that_is_no_clustering(self, own: VectorStore, text: str) -> None:
+        save(cluster(own), own)
+        (own.path / "clusters" / "default.json").write_text(text, encoding="utf-8")
+        with pytest.raises((CorruptStore, StaleIndex), match="llmindex cluster"):
+            load(own)
+
+
+class TestAssign:
+    @pytest.mark.parametrize("reduction", ["none", "pca"])
+    @pytest.mark.parametrize("assign_noise", [False, True])
+    def test_new_documents_find_their_topic(self, store: VectorStore, reduction: Any, assign_noise: bool) -> None:  # noqa: ANN401
+        found = cluster(store, ClusterOptions(reduce=reduction, assign_noise=assign_noise, min_cluster_size=10))
+        new = topics(300, seed=7)
+        placed = assign(found, store, new)
+        topic_of = [np.bincount(found.labels[part][found.labels[part] >= 0]).argmax() for part in parts(800)]
+        expected = np.repeat(topic_of, 30)
+        inside = placed.labels >= 0
+        assert inside.mean() > (0.8 if assign_noise else 0.3)
+        assert (placed.labels == expected)[inside].mean() > 0.95
+        assert (placed.probabilities[~inside] == 0).all()
+        assert (placed.probabilities[inside] > 0).all()
+
+    def test_stored_documents_find_their_own_cluster(self, store: VectorStore, clustering: Clustering) -> None:
+        placed = assign(clustering, store, store.vectors())
+        assert (placed.labels == clustering.labels).mean() > 0.98
+
+    def test_a_block_at_a_time_is_the_same(
+        self, store: VectorStore, clustering: Clustering, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        new = topics(100, seed=8)
+        whole = assign(clustering, store, new)
+        blocks = store.iter_vectors
+        monkeypatch.setattr(VectorStore, "iter_vectors", lambda _self: blocks(block_rows=70))
+        pieces = assign(clustering, store, new)
+        assert (pieces.labels == whole.labels).all()
+        assert np.allclose(pieces.probabilities, whole.probabilities, atol=1e-5)
+
+    def test_nothing_new(self, store: VectorStore, clustering: Clustering) -> None:
+        placed = assign(clustering, store, np.empty((0, DIM), np.float32))
+        assert (len(placed.labels), len(placed.probabilities)) == (0, 0)
+
+    @pytest.mark.parametrize("shape", [(DIM,), (3, DIM + 1)])
+    def test_vectors_of_another_shape(self, store: VectorStore, clustering: Clustering, shape: tuple[int, ...]) -> None:
+        with pytest.raises(UsageError, match=r"vectors must be \(m, 24\)"):
+            assign(clustering, store, np.zeros(shape, np.float32))
+
+
+def parts(count: int) -> list[slice]:
+    """The rows of each topic."""
+    return [slice(count * each // 10, count * (each + 1) // 10) for each in range(10)]
