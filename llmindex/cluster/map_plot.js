@@ -127,7 +127,8 @@ function makePlot(canvas, data, afterPaint) {
     pen.putImageData(image, -EDGE, -EDGE);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     paintNames();
-    if (show.searching) active().slice(0, 1000).forEach((i) => paintDot(i, radius * 1.25 + 0.5)); // no name may hide a find
+    const finds = show.searching ? active() : [];
+    if (finds.length <= 100) finds.forEach((i) => paintDot(i, radius * 1.25 + 0.5)); // no name may hide the only find
     show.ringed.forEach((i) => paintDot(i, radius + 2.5, 2));
     afterPaint();
   }
