@@ -1,0 +1,100 @@
+"""Imports run one way, files stay short, and nothing heavy loads before it is needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).parents[1] / "llmindex"
+COMMAND_LINE = LIBRARY.parent / "cli"
+MAX_LINES = 400
+
+# Folder and files of each layer, from the ground up: a file imports only what stands before it. Enter new files here.
+LAYERS = (
+    ("", "errors records progress"),
+    ("corpus", "source lines column_types arrow_tables csv_rows json_lines plain_text formats discovery"),
+    ("corpus", "columns checks window corpus __init__"),
+    ("encode", "spec prompts batching pooling embedded models device backbone encoder"),
+    ("store", "files manifest shard reader writer verify"),
+    ("index", "planner recall faiss_index search"),
+    ("", "pipeline builder"),
+    ("cluster", "options distinct neighbors edge_order spanning_tree hdbscan_tree noise reduce groups result saved"),
+    ("cluster", "central assign keywords clustering layout map"),
+    ("", "api __init__"),
+)
+ORDER = [f"{folder}/{name}".lstrip("/") for folder, names in LAYERS for name in names.split()]
+# What these may not import, though it stands before them.
+STRANGERS = {
+    "encode/": ("corpus/",),
+    "store/": ("corpus/", *(name for name in ORDER if name.startswith("encode/") and name != "encode/spec")),
+    "index/": ("corpus/",),
+    "cluster/": ("corpus/", "encode/", "pipeline", "builder"),
+}
+FORBIDDEN = {"click", "llmindex_cli", "rich"}
+HEAVY = {"faiss", "hdbscan", "matplotlib", "sklearn", "torch", "transformers", "umap"}
+# What anything may import at any time.
+LIGHT = ("errors", "records", "progress", "corpus/", "encode/spec", "encode/prompts", "store/", "index/planner")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """What a file imports, inside functions too: files of the library as in ORDER, other packages by their names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the module's whole name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, *parts = name.split(".")
+            yield file_of(parts) if top == "llmindex" else top
+
+
+def file_of(parts: list[str]) -> str:
+    """The file that a dotted name of the library, or the name of something in it, comes from."""
+    for length in range(len(parts), -1, -1):
+        for name in ("/".join(parts[:length]), "/".join([*parts[:length], "__init__"])):
+            if (LIBRARY / f"{name}.py").is_file():
+                return name
+    raise AssertionError(f"no such module: llmindex.{'.'.join(parts)}")
+
+
+FILES = [
+    path.relative_to(LIBRARY).with_suffix("").as_posix()
+    for path in sorted(LIBRARY.rglob("*.py"))
+    if path.name != "__init__.py" or any(imports(path))
+]
+
+
+def test_every_file_has_its_place() -> None:
+    assert sorted(ORDER) == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_one_way(name: str) -> None:
+    before = ORDER[: ORDER.index(name)]
+    strangers = next((whom for who, whom in STRANGERS.items() if name.startswith(who)), ())
+    for used in imports(LIBRARY / f"{name}.py"):
+        assert used not in FORBIDDEN
+        if used in FILES:
+            assert used in before
+            assert not used.startswith(strangers)
+
+
+def test_files_are_short() -> None:
+    for path in [*LIBRARY.rglob("*.py"), *COMMAND_LINE.rglob("*.py")]:
+        assert len(path.read_text(encoding="utf-8").splitlines()) < MAX_LINES, path
+
+
+@pytest.mark.parametrize("what", ["llmindex", "llmindex_cli.main", "light modules"])
+def test_an_import_loads_nothing_heavy(what: str) -> None:
+    light = [f"llmindex.{name.removesuffix('/__init__').replace('/', '.')}" for name in FILES if name.startswith(LIGHT)]
+    names = light if what == "light modules" else [what]
+    program = f"import sys, {', '.join(names)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert set(names) <= set(loaded)
+    assert not HEAVY & set(loaded)
