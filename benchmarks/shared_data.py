@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 CLUSTERING_SETS = ("agnews", "hwu64", "newsgroups20", "reuters21578", "stackoverflow")
-RETRIEVAL_SETS = ("xquad_en", "cranfield", "cisi")
 
 
 @dataclass(frozen=True, slots=True)
