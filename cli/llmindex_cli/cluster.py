@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmindex.cluster.options import DEFAULT_MIN_SAMPLES, REDUCTIONS, SELECTIONS, ClusterOptions
 from llmindex.errors import MissingPackage
 from llmindex_cli.console import Column, count, duration, print_json, print_table, say
 from llmindex_cli.labels import SUFFIXES, write_labels
@@ -15,9 +16,9 @@ from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
     from llmindex.cluster.clustering import Clustering
-
     from llmindex.store.reader import VectorStore
 
+_DEFAULTS = ClusterOptions()
 _COLUMNS = (
     Column("cluster", align="right"),
     Column("size", align="right"),
@@ -32,22 +33,51 @@ _COLUMNS = (
     examples=(
         ("Groups, keywords, and a map to open in a browser", "llmindex cluster --plot map.html"),
         ("Fewer and larger groups, labels to a file", "llmindex cluster --min-cluster-size 50 -o labels.csv"),
-        ("No noise but what is far from everything", "llmindex cluster --assign-noise --assign-distance 0.8"),
+        ("A second clustering beside the first, finer", "llmindex cluster --name fine --selection leaf"),
     ),
 )
 @index_option
-@click.option("--min-cluster-size", type=click.IntRange(min=2), metavar="N", help="The least size of a cluster.")
+@click.option(
+    "--min-cluster-size",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="The least documents that make a cluster. [default: 5 to 10, more for large corpora]",
+)
 @click.option(
     "--min-samples",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Neighbours that make a place dense, the point itself not counted; lower means less noise.",
+    default=DEFAULT_MIN_SAMPLES,
+    show_default=True,
+    help="Neighbours that make a place dense, the document itself not counted; fewer mean less noise.",
 )
-@click.option("--selection", type=click.Choice(["eom", "leaf"]), help="Large stable clusters, or the tree's leaves.")
-@click.option("--reduce", type=click.Choice(["none", "pca", "umap"]), help="Reduce the dimensions first.")
-@click.option("--assign-noise/--no-assign-noise", default=None, help="Give noise to the cluster of its neighbours.")
-@click.option("--assign-distance", type=Number(min=0), metavar="D", help="Up to this distance (unit vectors: 0 to 2).")
-@click.option("--name", help="Name that the clustering is kept under. [default: default]")
+@click.option(
+    "--selection",
+    type=click.Choice(SELECTIONS),
+    default=_DEFAULTS.selection,
+    show_default=True,
+    help="The most persistent clusters of the tree, or its leaves: more and smaller ones.",
+)
+@click.option(
+    "--reduce",
+    type=click.Choice(REDUCTIONS),
+    default=_DEFAULTS.reduce,
+    show_default=True,
+    help="Reduce the dimensions first; umap needs the package umap-learn.",
+)
+@click.option(
+    "--assign-noise/--no-assign-noise",
+    default=_DEFAULTS.assign_noise,
+    show_default=True,
+    help="Give documents that HDBSCAN calls noise to the cluster of their nearest neighbours.",
+)
+@click.option(
+    "--assign-distance",
+    type=Number(min=0),
+    metavar="D",
+    help="How far such a neighbour may be. [default: taken from the distances within the clusters]",
+)
+@click.option("--name", default=_DEFAULTS.name, show_default=True, help="Name that the clustering is kept under.")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -72,9 +102,8 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
     from llmindex import api
 
     opened = api.open(index)
-    given = {name: value for name, value in options.items() if value is not None}
     with progress() as on_progress:
-        clustering = opened.cluster(on_progress=on_progress, **given)
+        clustering = opened.cluster(on_progress=on_progress, **options)
         file = opened.path / "clusters" / f"{clustering.options.name}.parquet"
         if output is not None:
             write_labels(file, output)

@@ -128,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _flush()
             return code
     except (Exception, KeyboardInterrupt) as error:
+        if argv is None and isinstance(error, KeyboardInterrupt):
+            # The process ends now; an impatient second Ctrl-C could only spoil the tidying up.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _report(error)
 
 

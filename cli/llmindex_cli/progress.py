@@ -50,14 +50,26 @@ class Stage:
         """How far, how fast, how long yet: ``12,288 of 20,000 documents, 35 documents/s, 3 min left``."""
         last = self.last
         of = f" of {last.total:,}" if last.total is not None else ""
-        parts = [f"{last.done:,}{of} {last.unit}"]
+        return ", ".join([f"{last.done:,}{of} {last.unit}", *self.speed()])
+
+    def speed(self) -> list[str]:
+        """What is known of it: units a second, tokens a second, time left."""
+        last, parts = self.last, []
         if self.rate:
             parts.append(f"{_rate(self.rate)} {last.unit}/s")
         if self.token_rate:
             parts.append(f"{_rate(self.token_rate)} tokens/s")
         if self.rate and last.total is not None and last.total > last.done:
             parts.append(f"{duration((last.total - last.done) / self.rate)} left")
-        return ", ".join(parts)
+        return parts
+
+
+def _brief(stage: Stage) -> str:
+    # Beside the bar, where the line is short and the rate names the unit.
+    if speed := stage.speed():
+        total = "" if stage.last.total is None else f"/{stage.last.total:,}"
+        return ", ".join([f"{stage.last.done:,}{total}", *speed])
+    return stage.describe()
 
 
 def _fresh(record: Progress) -> int:
@@ -85,7 +97,7 @@ class LineMeter:
             self._stage = Stage(record, record, now, now)
         else:
             self._stage.last, self._stage.now = record, now
-        if now - self._written >= LINE_EVERY_S:
+        if now - self._written >= LINE_EVERY_S and record.done != record.total:  # the end has a line of its own
             self._write(f"{record.stage}: {self._stage.describe()}")
             self._written = now
 
@@ -127,7 +139,8 @@ def _bar() -> Iterator[ProgressCallback]:
         BarColumn(bar_width=20),
         TextColumn("{task.fields[detail]}", markup=False),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    # Twice a second is enough for the eye, and kind to slow connections.
+    with Bar(*columns, console=Console(stderr=True), refresh_per_second=2) as bar:
         stages: dict[str, tuple[Stage, int]] = {}
 
         def show(record: Progress) -> None:
@@ -137,6 +150,6 @@ def _bar() -> Iterator[ProgressCallback]:
                 stages[record.stage] = (Stage(record, record, now, now), int(task))
             stage, number = stages[record.stage]
             stage.last, stage.now = record, now
-            bar.update(bar.task_ids[number], completed=record.done, total=record.total, detail=stage.describe())
+            bar.update(bar.task_ids[number], completed=record.done, total=record.total, detail=_brief(stage))
 
         yield show

@@ -119,18 +119,18 @@ def interrupted(running: "subprocess.Popen[bytes]", with_signal: int) -> tuple[i
 def test_interrupted_build_commits_what_it_has(
     with_signal: int, llmindex: Llmindex, tiny_model: Path, tmp_path: Path
 ) -> None:
-    corpus = many(tmp_path / "c.jsonl", 20_000)
+    corpus = many(tmp_path / "c.jsonl", 40_000)
     code, line = interrupted(start("build", corpus, "--model", tiny_model, cwd=tmp_path), with_signal)
     stored = Manifest.load(tmp_path / "c.llmindex").count
     assert code == 130
     assert line == f"Interrupted: {stored:,} documents are stored; run the same command again to go on"
-    assert 0 < stored < 20_000
+    assert 0 < stored < 40_000
     assert llmindex("verify", "-i", tmp_path / "c.llmindex").code == 0
 
 
 @pytest.mark.slow
 def test_a_second_build_is_refused(tiny_model: Path, tmp_path: Path, llmindex: Llmindex) -> None:
-    corpus = many(tmp_path / "c.jsonl", 20_000)
+    corpus = many(tmp_path / "c.jsonl", 40_000)
     running = start("build", corpus, "--model", tiny_model, cwd=tmp_path)
     try:
         lock = tmp_path / "c.llmindex" / "lock"

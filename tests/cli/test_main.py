@@ -231,6 +231,17 @@ def test_log_records_are_lines_on_standard_error(
     assert ended.err.splitlines() == shown
 
 
+def test_a_second_ctrl_c_does_not_spoil_the_end(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from llmindex_cli import prompts; from llmindex_cli.main import main\n"
+        "def press(as_json): os.kill(os.getpid(), signal.SIGINT)\n"
+        "prompts.command.callback = press; sys.argv = ['llmindex', 'prompts']; code = main()\n"
+        "os.kill(os.getpid(), signal.SIGINT); sys.exit(code)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "Interrupted.\n")
+
+
 def test_main_takes_the_arguments_of_the_process(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,73 @@
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from .conftest import Llmindex
+
+
+def test_table_and_files(llmindex: Llmindex, index: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "labels.csv", tmp_path / "map.html"
+    ended = llmindex("cluster", "-i", index, "--min-cluster-size", "10", "-o", out, "--plot", page)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert lines[0].split()[:3] == ["cluster", "size", "keywords"]
+    assert any("striker" in line for line in lines)
+    assert "of 120 documents; noise " in ended.out
+    assert 'kept as "default"' in ended.out
+    assert lines[-2:] == [f"Wrote {out}", f"Wrote {page}"]
+    assert page.read_text(encoding="utf-8").startswith("<!")
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [f"doc-{number}" for number in range(120)]
+    assert {"id", "row", "label", "probability"} <= set(rows[0])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_json(suffix: str, llmindex: Llmindex, index: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"labels{suffix}"
+    ended = llmindex("-q", "cluster", "-i", index, "--name", "mine", "-o", out, "--json", "--selection", "leaf")
+    assert (ended.code, ended.err) == (0, "")
+    summary = json.loads(ended.out)
+    assert list(summary) == ["documents", "clusters", "noise_share", "name", "file", "seconds"]
+    assert (summary["documents"], summary["name"], summary["file"]) == (120, "mine", str(out))
+    stored = pq.read_table(index / "clusters" / "mine.parquet").to_pylist()
+    written = (
+        pq.read_table(out).to_pylist()
+        if suffix == ".parquet"
+        else [json.loads(line) for line in out.read_text().splitlines()]
+    )
+    assert written == stored
+    assert summary["noise_share"] == pytest.approx(sum(row["label"] == -1 for row in stored) / 120)
+    again = json.loads(llmindex("-q", "cluster", "-i", index, "--json").out)
+    assert again["file"] == str(index / "clusters" / "default.parquet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "labels.xlsx"], "'labels.xlsx' does not end in .parquet or .csv or .jsonl"),
+        (["--plot", "map.svg"], "'map.svg' does not end in .html or .png"),
+        (["--plot", "nowhere/map.png"], "there is no folder 'nowhere'"),
+        (["--min-cluster-size", "1"], "1 is not in the range x>=2"),
+        (["--reduce", "tsne"], "'tsne' is not one of 'none', 'pca', 'umap'"),
+        (["--assign-distance", "nan"], "nan is not a finite number"),
+        (["--name", "../escape"], "../escape"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], said: str, llmindex: Llmindex, index: Path) -> None:
+    ended = llmindex("cluster", "-i", index, *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+    assert ended.err.count("\n") == 1
+    assert not (index / "clusters").exists()
+
+
+def test_a_png_needs_matplotlib(llmindex: Llmindex, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ended = llmindex("cluster", "-i", index, "--plot", "map.png")
+    assert ended.code == 1
+    assert "pip install 'llmindex[plot]'" in ended.err
+    assert not (index / "clusters").exists()
