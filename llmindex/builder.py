@@ -132,6 +132,7 @@ def build(
         model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
         if factory is not None:
             planner.check_factory(factory, model.spec.dim)
+        next(opened.windows(1))  # a corpus without any usable row must not leave an empty index, nor replace one
         with _writer(path, opened, model, vector_dtype, overwrite) as writer:
             complete = writer.manifest.corpus.complete
             seconds: dict[str, float] = {}

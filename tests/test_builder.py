@@ -196,6 +196,19 @@ def test_a_table_in_memory_is_a_corpus_too(encoder: Encoder, tmp_path: Path) -> 
     assert {hit.id for hit in llmindex.open(tmp_path / "x").search("one")[0]} == {"0", "1"}
 
 
+def test_a_corpus_without_usable_text_leaves_no_index_and_replaces_none(
+    corpus: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    useless = pa.table({"text": ["", None, "  "]})
+    with pytest.raises(CorpusError, match="no usable text"):
+        llmindex.build(useless, tmp_path / "x", encoder=encoder)
+    assert not (tmp_path / "x").exists()
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    with pytest.raises(CorpusError, match="no usable text"):
+        llmindex.build(useless, tmp_path / "x", encoder=encoder, overwrite=True)
+    assert len(llmindex.open(tmp_path / "x").search("fox")[0]) == 10
+
+
 def test_plan_counts_and_writes_nothing(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     plan = llmindex.plan(corpus, encoder=encoder)

@@ -1,6 +1,5 @@
 """``llmindex cluster``: group the documents of an index."""
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmindex.cluster.options import DEFAULT_MIN_SAMPLES, REDUCTIONS, SELECTIONS, ClusterOptions
-from llmindex.errors import MissingPackage
 from llmindex_cli.console import Column, count, duration, print_json, print_table, say
 from llmindex_cli.labels import SUFFIXES, write_labels
 from llmindex_cli.options import Command, Number, check_output, index_option, json_option
@@ -98,9 +96,11 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
 
     Documents that belong to no cluster are noise, label -1.
     """
-    _need_matplotlib(plot)
     from llmindex import api
+    from llmindex.cluster import map as cluster_map
 
+    for path in plot:
+        cluster_map.check_path(path)  # before the clustering, which may take minutes, rather than after it
     opened = api.open(index)
     with progress() as on_progress:
         clustering = opened.cluster(on_progress=on_progress, **options)
@@ -108,10 +108,9 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
         if output is not None:
             write_labels(file, output)
         if plot:
-            from llmindex.cluster.map import write_map
-
+            data = cluster_map.read(opened.store, clustering, on_progress)
             for path in plot:
-                write_map(path, opened.store, clustering, on_progress=on_progress)
+                cluster_map.draw(path, data)
     if as_json:
         print_json(_summary(clustering, output or file))
     else:
@@ -119,12 +118,6 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
         for written in (output, *plot):
             if written is not None:
                 say(f"Wrote {written}")
-
-
-def _need_matplotlib(plots: tuple[Path, ...]) -> None:
-    # Before the clustering, which may take minutes, rather than after it.
-    if any(path.suffix == ".png" for path in plots) and importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackage("a .png map needs matplotlib: pip install 'llmindex[plot]', or draw a .html map")
 
 
 def _summary(clustering: "Clustering", file: Path) -> Mapping[str, Any]:
