@@ -18,7 +18,7 @@ LAYERS = (
     ("corpus", "source lines column_types arrow_tables csv_rows json_lines plain_text formats discovery"),
     ("corpus", "columns checks window corpus __init__"),
     ("encode", "spec prompts batching pooling embedded models device backbone encoder"),
-    ("store", "files manifest shard reader writer verify"),
+    ("store", "files manifest shard reader values writer verify"),
     ("index", "planner recall faiss_index search"),
     ("", "pipeline builder"),
     ("cluster", "options distinct neighbors edge_order spanning_tree hdbscan_tree noise reduce groups result saved"),

@@ -84,7 +84,7 @@ class TestJsonLines:
         [
             ([None, 1], "int64", [None, 1]),
             ([1, 2.5], "double", [1.0, 2.5]),
-            ([2**60 + 1, 0.5], "double", [float(2**60 + 1), 0.5]),
+            ([2**60 + 1, 0.5], "string", [str(2**60 + 1), "0.5"]),
             ([2**63, 1], "string", [str(2**63), "1"]),
             ([True, 1, "x"], "string", ["true", "1", "x"]),
             ([None, None], "null", [None, None]),
@@ -425,3 +425,28 @@ def test_values_as_text() -> None:
     assert [as_text(value) for value in ("x", 1, True, 2.5, [1, "é"], {"d": make(1)}, make(1))] == [
         *("x", "1", "true", "2.5", '[1, "é"]', '{"d": "0001-01-01"}', "0001-01-01")
     ]
+
+
+def test_whole_numbers_keep_all_their_digits(tmp_path: Path) -> None:
+    long = (1 << 53) + 1
+    rows = [{"text": "a", "mixed": long, "long": long, "deep": [{"n": long}]}, {"text": "b", "mixed": 0.5, "long": 3}]
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    first = documents(str(tmp_path / "x.jsonl"))[0]
+    assert (first["mixed"], first["long"], first["deep"]) == (str(long), long, [{"n": long}])
+    pq.write_table(pa.table({"text": ["a"], "n": [0.5]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "n": [long]}), tmp_path / "b.parquet")
+    with pytest.raises(CorpusError, match=f"whole number {long}"):
+        documents(str(tmp_path / "*.parquet"))
+
+
+def test_csv_numbers_that_a_float_cannot_keep_stay_text(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text,price,digits,huge,minus\na,1.10,0.12345678901234567890,1e999,-0\nb,2,1,1,1\n")
+    first = documents(str(tmp_path / "x.csv"))[0]
+    assert first["price"] == 1.1
+    assert (first["digits"], first["huge"], first["minus"]) == ("0.12345678901234567890", "1e999", "-0")
+
+
+@pytest.mark.parametrize(("content", "said"), [('{"text": 1}', 'column "text" holds int64'), ("\ufeff", "is empty")])
+def test_why_a_json_file_has_no_text(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(content, encoding="utf-8")
+    assert said in error_of(str(tmp_path / "x.jsonl"))

@@ -130,9 +130,10 @@ def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]
 
 def print_facts(facts: Mapping[str, str]) -> None:
     """Write names and values, one pair a line, the values below each other."""
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        say(f"{name:<{width}}  {plain(value)}")
+    shown = {plain(name): plain(value) for name, value in facts.items()}
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        say(f"{name:<{width}}  {value}")
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401  (whatever a corpus's columns hold)
@@ -143,8 +144,10 @@ def print_json(value: Any) -> None:  # noqa: ANN401  (whatever a corpus's column
     if reconfigure is not None and sys.stdout.encoding.lower().replace("-", "") != "utf8":
         reconfigure(encoding="utf-8")
     line = json.dumps(json_safe(value), ensure_ascii=False, allow_nan=False)
-    # json leaves these as they are, and a terminal would obey them.
-    sys.stdout.write(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", line) + "\n")
+    # json leaves these as they are; a terminal would obey some, and some readers end a line at the others.
+    sys.stdout.write(
+        re.sub("[\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", line) + "\n"
+    )
 
 
 def json_safe(value: Any) -> Any:  # noqa: ANN401

@@ -13,7 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from llmindex.errors import CorpusError
+
 NULL, BOOL, INT, FLOAT, STRING = pa.null(), pa.bool_(), pa.int64(), pa.float64(), pa.string()
+
+# Stands for INT until all files are scanned, where a value has more digits than FLOAT keeps: the two meet in text.
+# No file has a column of this type.
+_LONG_INT = pa.decimal128(19, -19)
+_EXACT_IN_FLOAT = 1 << 53
 
 # A column of such structs is a map in disguise (keys are data), or data that Arrow would need deep recursion for.
 _MAX_STRUCT_FIELDS = 500
@@ -42,7 +49,9 @@ def json_type(value: object, depth: int = 0) -> pa.DataType:
         case bool():
             return BOOL
         case int():
-            return INT if -(1 << 63) <= value < 1 << 63 else STRING
+            if abs(value) <= _EXACT_IN_FLOAT:
+                return INT
+            return _LONG_INT if -(1 << 63) <= value < 1 << 63 else STRING
         case float():
             return FLOAT
     if depth >= _MAX_DEPTH:
@@ -78,7 +87,18 @@ def _struct(fields: dict[str, pa.DataType]) -> pa.DataType:
     return pa.struct(list(fields.items())) if len(fields) <= _MAX_STRUCT_FIELDS else STRING
 
 
+def without_marks(type_: pa.DataType) -> pa.DataType:
+    """The type that a column gets whose values had this in common."""
+    if type_ == _LONG_INT:
+        return INT
+    if pa.types.is_struct(type_):
+        return pa.struct([field.with_type(without_marks(field.type)) for field in type_])
+    return pa.list_(without_marks(type_.value_type)) if pa.types.is_list(type_) else type_
+
+
 def _common_number(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    if {first, second} == {_LONG_INT, INT}:
+        return _LONG_INT
     kinds = {_number_kind(first), _number_kind(second)}
     if kinds == {"int"}:
         return INT
@@ -134,6 +154,11 @@ def _fitted(value: Any, type_: pa.DataType) -> Any:  # noqa: ANN401
     if pa.types.is_list(type_):
         return [_fitted(item, type_.value_type) for item in value]
     if pa.types.is_floating(type_):
+        if float(value) != value:
+            raise CorpusError(
+                f"the whole number {value} has more digits than a column of floating-point numbers keeps; "
+                "give the column one type in all files"
+            )
         return float(value)
     return as_text(value) if pa.types.is_string(type_) else value
 

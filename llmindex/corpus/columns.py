@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from llmindex.corpus.column_types import NULL, STRING, common_type, is_bytes, is_text, stored_type
+from llmindex.corpus.column_types import NULL, STRING, common_type, is_bytes, is_text, stored_type, without_marks
 from llmindex.corpus.source import Source, one_line, readable
 from llmindex.errors import CorpusError
 
@@ -89,7 +89,7 @@ def plan_columns(sources: Sequence[Source], text_columns: Sequence[str], id_colu
         for name in others:
             known = types.get(renamed[name], NULL)
             types[renamed[name]] = common_type(known, _checked_type(source, name))
-    types = {name: stored_type(type_) for name, type_ in types.items()}
+    types = {name: stored_type(without_marks(type_)) for name, type_ in types.items()}
     plans = [
         _plan(source, used, {renamed[name]: name for name in others}, types)
         for source, used, others in zip(sources, roles, rest, strict=True)
@@ -140,7 +140,7 @@ def _plan(source: Source, used: _Roles, origins: dict[str, str], types: dict[str
 def _checked_type(source: Source, name: str) -> pa.DataType:
     type_ = source.schema.field(name).type
     try:
-        stored_type(type_)
+        stored_type(without_marks(type_))
     except pa.ArrowNotImplementedError:
         shown = one_line(str(type_))
         raise CorpusError(
@@ -164,6 +164,8 @@ def _text_by_name(source: Source, id_column: str | None) -> str:
     strings = [field.name for field in fields if is_text(field.type)]
     if len(strings) == 1:
         return str(strings[0])
+    if unfit := next((field for field in fields if field.name.casefold() in TEXT_NAMES), None):
+        raise _not_text(source, unfit.name, unfit.type)
     raise CorpusError(f"{source.label}: no column is plainly the text; name it with --text-column {_listed(source)}")
 
 
@@ -171,17 +173,20 @@ def _check_columns(source: Source, text: Sequence[str], id_column: str | None) -
     for name in text:
         type_ = _type_of(source, name)
         if not _can_be_text(type_):
-            shown = one_line(str(type_))
-            raise CorpusError(
-                f'{source.label}: column "{readable(name)}" holds {shown}, not text; '
-                f"name another with --text-column {_listed(source)}"
-            )
+            raise _not_text(source, name, type_)
     if id_column is not None and pa.types.is_nested(_type_of(source, id_column)):
         shown = one_line(str(_type_of(source, id_column)))
         raise CorpusError(
             f'{source.label}: column "{readable(id_column)}" holds {shown}, which cannot be an id; '
             f"name another with --id-column {_listed(source)}"
         )
+
+
+def _not_text(source: Source, name: str, type_: pa.DataType) -> CorpusError:
+    return CorpusError(
+        f'{source.label}: column "{readable(name)}" holds {one_line(str(without_marks(type_)))}, not text; '
+        f"name another with --text-column {_listed(source)}"
+    )
 
 
 def _can_be_text(type_: pa.DataType) -> bool:

@@ -1,13 +1,14 @@
 """CSV and TSV: a header line, then records that may span lines.
 
 The whole file is scanned once when the corpus is opened, for broken records and for the columns' types. A type is
-only given where reading it as such loses nothing: "007" and 20-digit numbers stay text.
+only given where no digit that counts gets lost: "007" and 20-digit numbers stay text.
 """
 
 import csv
 import itertools
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class CsvSource:
 
     def _actual_delimiter(self, usual: str) -> str:
         for _, line in read_lines(self._file, self._compression):
-            if not line.isspace():
+            if line.strip():
                 candidates = (usual, ";", "\t", "|")
                 return next((mark for mark in candidates if mark.encode() in line), usual)
         raise CorpusError(f"{self.label} is empty: it has no header line")
@@ -153,14 +154,14 @@ class _ColumnScan:
 
 
 def _types_of(value: str) -> tuple[pa.DataType, ...]:
-    """The types that this field can be read as and lose nothing."""
+    """The types that this field can be read as and lose no digit that counts."""
     if value.lower() in ("true", "false"):
         return (BOOL,)
     number = _NUMBER.fullmatch(value)
-    if number is None:
+    if number is None or value == "-0":
         return ()
     if number[2] or number[3]:
-        return (FLOAT,)
+        return (FLOAT,) if Decimal(repr(float(value))) == Decimal(value) else ()
     if len(number[1]) > _DIGITS_OF_INT64 or not -(1 << 63) <= int(value) < 1 << 63:
         return ()
     return (INT, FLOAT) if abs(int(value)) <= _EXACT_IN_FLOAT else (INT,)

@@ -110,9 +110,12 @@ def _walk(folder: Path, visited: set[Path]) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        with reading(readable(str(entry))):
+            is_folder = entry.is_dir()
+            is_index = is_folder and _is_index(entry)
+        if not is_folder:
             yield entry
-        elif not _is_index(entry):
+        elif not is_index:
             yield from _walk(entry, visited)
 
 

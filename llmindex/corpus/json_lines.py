@@ -59,7 +59,7 @@ class JsonLinesSource:
         return pa.schema(list(types.items()))
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        return (item for item in read_lines(self._file, self._compression) if not item[1].isspace())
+        return (item for item in read_lines(self._file, self._compression) if item[1].strip())
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any] | None:
         """The line's object, or None if it is not UTF-8."""

@@ -9,6 +9,7 @@ from llmindex.errors import UsageError
 from llmindex.index.faiss_index import VectorIndex
 from llmindex.records import Hit, Vectors
 from llmindex.store.reader import VectorStore
+from llmindex.store.values import to_pylist
 
 
 class Searcher:
@@ -58,7 +59,7 @@ class Searcher:
         kept = found.rows >= 0
         if min_score is not None:
             kept &= found.scores >= min_score
-        documents = self._store.take(found.rows[kept]).to_pylist()
+        documents = to_pylist(self._store.take(found.rows[kept]))
         hits: list[list[Hit]] = []
         taken = iter(documents)
         for rows, scores, keep in zip(found.rows, found.scores, kept, strict=True):
