@@ -19,24 +19,24 @@ run() {  # print a command as one would type it, then run it
 }
 
 mkdir -p demo
+echo "The commands below are those of ${1:-.venv/bin}."
 say "1. A corpus: docstrings of the Python standard library on this machine"
 if [ -e demo/stdlib.parquet ]; then
   echo "demo/stdlib.parquet is there already."
 else
-  run python scripts/stdlib_corpus.py -o demo/stdlib.parquet --limit 2500
+  run python scripts/stdlib_corpus.py -o demo/stdlib.parquet --limit 2000
 fi
 
 say "2. An index: the model turns each docstring into a vector (a few minutes on a laptop)"
-run llmindex build demo/stdlib.parquet -o demo/stdlib.llmindex --max-tokens 128
+run llmindex build demo/stdlib.parquet -o demo/stdlib.llmindex --max-tokens 64
 
 say "3. Three searches, by meaning"
-export LLMINDEX_INDEX=demo/stdlib.llmindex
-run llmindex search "read a file line by line" -k 3
-run llmindex search "parse command line arguments" -k 3
-run llmindex search "run code in another process" -k 3
+for query in "read a file line by line" "parse command line arguments" "run code in another process"; do
+  run llmindex search "$query" -i demo/stdlib.llmindex -k 3
+done
 
 say "4. Clusters, with keywords and a map"
-run llmindex cluster --plot demo/map.html --plot demo/map.png
+run llmindex cluster -i demo/stdlib.llmindex --plot demo/map.html --plot demo/map.png
 
 seconds=$((SECONDS - start))
 cat <<END
