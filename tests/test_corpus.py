@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -657,3 +658,19 @@ class TestSources:
         Path("a.txt").write_text("x")
         with pytest.raises(CorpusError, match=r'^a\.txt has no column "body": plain text has no columns$'):
             Corpus.open("a.txt", CorpusOptions(text_columns=("body",)))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_and_devices_in_a_folder_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    os.mkfifo(tmp_path / "b.txt")
+    (tmp_path / "c.txt").symlink_to("/dev/zero")
+    with Corpus.open(tmp_path) as corpus:
+        assert [window.table.column("text").to_pylist() for window in corpus.windows(9)] == [["hello"]]
+    assert "ignored 2 files" in caplog.text
+
+
+def test_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(CorpusError, match="stdin is closed"):
+        Corpus.open("-")

@@ -654,3 +654,9 @@ def test_a_missing_or_damaged_shard_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CorruptStore, match=r"part-00000\.parquet is missing or has another size"):
         VectorStore.open(index)
+
+
+def test_a_path_that_is_not_utf8_is_refused_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "x\udcff"
+    with pytest.raises(UsageError, match="not UTF-8"):
+        VectorStore.open(folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmindex_cli.console import count, duration, kinds_of, note, print_facts, print_json, say, size
+from llmindex_cli.console import count, duration, kinds_of, note, plain, print_facts, print_json, say, size
 from llmindex_cli.options import Command, Number, corpus_options, encoder_options, json_option
 from llmindex_cli.progress import progress
 
@@ -111,10 +111,10 @@ def _print_plan(plan: "BuildPlan") -> None:
 
 def _print_report(report: "BuildReport") -> None:
     if report.complete_before and not report.added:
-        say(f"{report.path} is complete: {count(report.documents, 'documents')}")
+        say(f"{plain(str(report.path))} is complete: {count(report.documents, 'documents')}")
         note("Add --overwrite to start afresh.")
     else:
-        say(f"{report.path}: {count(report.documents, 'documents')}")
+        say(f"{plain(str(report.path))}: {count(report.documents, 'documents')}")
         print_facts(_facts(report))
     note(f'Next: llmindex search "..." -i {shlex.quote(str(report.path))}')
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmindex.cluster.options import DEFAULT_MIN_SAMPLES, REDUCTIONS, SELECTIONS, ClusterOptions
-from llmindex_cli.console import Column, count, duration, print_json, print_table, say
+from llmindex_cli.console import Column, count, duration, plain, print_json, print_table, say
 from llmindex_cli.labels import SUFFIXES, write_labels
 from llmindex_cli.options import Command, Number, check_output, index_option, json_option
 from llmindex_cli.progress import progress
@@ -117,7 +117,7 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
         _print(clustering, opened.store)
         for written in (output, *plot):
             if written is not None:
-                say(f"Wrote {written}")
+                say(f"Wrote {plain(str(written))}")
 
 
 def _summary(clustering: "Clustering", file: Path) -> Mapping[str, Any]:

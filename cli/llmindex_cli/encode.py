@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from llmindex.progress import Progress, ProgressCallback
-from llmindex_cli.console import count, kinds_of, note, print_json, say
+from llmindex_cli.console import count, kinds_of, note, plain, print_json, say
 from llmindex_cli.options import Command, check_output, corpus_options, encoder_options, json_option
 from llmindex_cli.progress import progress
 
@@ -83,7 +83,7 @@ def command(
     if as_json:
         print_json(result)
     else:
-        say(f"{output}: {count(copied.documents, 'vectors')} of {loaded.spec.dim} values")
+        say(f"{plain(str(output))}: {count(copied.documents, 'vectors')} of {loaded.spec.dim} values")
     if copied.bad_rows:
         note(f"Skipped {count(sum(copied.bad_rows.values()), 'rows')} ({kinds_of(copied.bad_rows)}).")
     if copied.truncated:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from llmindex_cli.console import count, one_line, print_json, say
+from llmindex_cli.console import count, one_line, plain, print_json, say
 from llmindex_cli.options import Command, index_option, json_option
 from llmindex_cli.progress import progress
 
@@ -28,7 +28,7 @@ def command(index: Path, as_json: bool) -> None:
     if as_json:
         print_json(asdict(report))
     elif not report.problems:
-        say(f"{index}: {count(report.files, 'files')} and {count(report.rows, 'documents')} are as written")
+        say(f"{plain(str(index))}: {count(report.files, 'files')} and {count(report.rows, 'documents')} are as written")
     for problem in report.problems:
         if sys.stderr is not None:
             sys.stderr.write(f"Error: {one_line(problem)}\n")

@@ -90,6 +90,8 @@ def _supported(paths: Iterator[Path], label: str) -> list[SourceFile]:
             ignored += 1
         elif path.is_symlink() and not path.exists():
             raise _broken_link(path)
+        elif not path.is_file():
+            ignored += 1  # a pipe or a device, which may never end
         else:
             files.append(SourceFile.found(absolute(path), readable(str(path))))
     if not files:
@@ -140,6 +142,8 @@ def spooled_stdin() -> Iterator[SourceFile]:
 
 
 def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise CorpusError("stdin is closed: there is nothing to read from -")
     with reading("stdin"):
         return sys.stdin.buffer.read(_COPY_BYTES)
 

@@ -68,8 +68,8 @@ def _text_of(file: SourceFile) -> str | None:
         size, limit = file.bytes >> 20, MAX_DOCUMENT_BYTES >> 20
         raise CorpusError(f"{file.label} is too large for one document ({size:,} MB, at most {limit:,}); split it")
     file.check_unchanged()
-    with reading(file.label):
-        content = file.path.read_bytes()
+    with reading(file.label), file.path.open("rb") as stream:
+        content = stream.read(MAX_DOCUMENT_BYTES)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from llmindex.errors import IndexLocked, StorageError
+from llmindex.errors import IndexLocked, StorageError, UsageError
 
 LOCK_NAME: Final = "lock"
 
@@ -100,3 +100,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_name(folder: Path) -> None:
+    """Refuse a path that Arrow and FAISS cannot open.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        shown = str(folder).encode("utf-8", "backslashreplace").decode()
+        raise UsageError(f"an index cannot lie at {shown}, which is not UTF-8; name another path with -o") from error

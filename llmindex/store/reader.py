@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from llmindex.errors import CorruptStore, StorageError, UsageError
 from llmindex.records import Rows, Vectors
+from llmindex.store.files import check_name
 from llmindex.store.manifest import Manifest, ShardRecord
 from llmindex.store.shard import VECTOR, stored_vectors, without_vectors
 
@@ -109,11 +110,13 @@ class VectorStore:
         """Open an index folder; one that holds no documents yet can be opened, too.
 
         Raises:
+            UsageError: the path is not UTF-8.
             IndexNotFound: there is none.
             ManifestError: its manifest is damaged or of a newer format.
             CorruptStore: a file that the manifest names is missing or has another size.
         """
         folder = Path(path)
+        check_name(folder)
         manifest = Manifest.load(folder)
         while True:
             try:

@@ -27,7 +27,7 @@ from llmindex.errors import (
     UsageError,
 )
 from llmindex.records import Vectors
-from llmindex.store.files import LOCK_NAME, hash_file, is_temporary, lock, make_folder, replacing
+from llmindex.store.files import LOCK_NAME, check_name, hash_file, is_temporary, lock, make_folder, replacing
 from llmindex.store.manifest import (
     MANIFEST_NAME,
     CorpusRecord,
@@ -126,6 +126,7 @@ class VectorWriter:
             StorageError: the folder cannot be written to.
         """
         folder = Path(path)
+        check_name(folder)
         manifest = Manifest.new(encoder, corpus, vector_dtype)
         _check_replaceable(folder, overwrite)
         with ExitStack() as stack:
