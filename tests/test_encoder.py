@@ -269,6 +269,8 @@ def test_changed_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
         ({"max_tokens": 513, "prompt": "none"}, "leave room for: 512"),
         ({"prompt": "no place here"}, "does not contain"),
         ({"layer": 7}, "--layer 7 is out of range"),
+        ({"prompt": "word " * 600 + "{text}"}, "leaves no room for a text"),
+        ({"prompt": "\udcff{text}"}, "is not UTF-8"),
     ],
 )
 def test_impossible_options_are_refused(tiny_model: Path, options: dict[str, Any], said: str) -> None:

@@ -660,3 +660,11 @@ def test_a_path_that_is_not_utf8_is_refused_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "x\udcff"
     with pytest.raises(UsageError, match="not UTF-8"):
         VectorStore.open(folder)
+
+
+@pytest.mark.parametrize(("wanted", "said"), [("\udcff", "not UTF-8"), ("x" * 5000, 'the id "x{100}" in')])
+def test_odd_ids_are_answered_in_a_short_line(wanted: str, said: str, tmp_path: Path) -> None:
+    with VectorWriter.create(tmp_path / "x", make_encoder(4), CORPUS):
+        pass
+    with pytest.raises(UsageError, match=said):
+        VectorStore.open(tmp_path / "x").rows_of([wanted])

@@ -138,7 +138,9 @@ class Backbone:
 def _canonical(layer: int, layers: int) -> int:
     """One number for each layer: -1 for the last, else 0 to layers - 1."""
     if not -layers <= layer <= layers:
-        raise UsageError(f"--layer {layer} is out of range: the model has layers 1 to {layers} (-1 is the last)")
+        raise UsageError(
+            f"--layer {layer} is out of range: the model has layers 0 (embeddings) to {layers}, -1 the last"
+        )
     if layer in (-1, layers):
         return -1
     return layer if layer >= 0 else layer + layers + 1

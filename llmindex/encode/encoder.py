@@ -127,6 +127,9 @@ class Encoder:
         if dim > width:
             raise UsageError(f"--dim {dim} is larger than the {width} values that this model and pooling give")
         room = _room(tokenizer, backbone, pooling, (prompt, query_prompt))
+        if room < 1:
+            limit = backbone.max_positions
+            raise UsageError(f"the prompt leaves no room for a text in the {limit:,} tokens of the model; shorten it")
         max_tokens = _at_least_one("--max-tokens", options.max_tokens, min(DEFAULT_MAX_TOKENS, room))
         if max_tokens > room:
             raise UsageError(

@@ -63,6 +63,10 @@ def resolve(name_or_template: str) -> str:
     """
     if name_or_template in PROMPTS:
         return PROMPTS[name_or_template]
+    try:
+        name_or_template.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"prompt {name_or_template!a} is not UTF-8") from error
     places = name_or_template.count(PLACE)
     if places == 1:
         return name_or_template

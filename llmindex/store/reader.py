@@ -29,6 +29,10 @@ _NO_DOCUMENTS: Final = pa.schema(
 )
 
 
+# Of an id in a message: ids can be as long as a text.
+_SHOWN: Final = 100
+
+
 class _Shard:
     """An open shard."""
 
@@ -75,6 +79,13 @@ class _Shard:
 
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.source, metadata=self.metadata)
+
+
+def _check_text(id_: str) -> None:
+    try:
+        id_.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the id {id_[:_SHOWN]!a} is not UTF-8, as all ids are") from error
 
 
 def _damaged(path: Path) -> CorruptStore:
@@ -215,6 +226,8 @@ class VectorStore:
             UsageError: there is no document of that id; the nearest ids are named.
         """
         wanted = list(dict.fromkeys(ids))
+        for each in wanted:
+            _check_text(each)
         value_set = pa.array(wanted, pa.string())
         found: dict[str, int] = {}
         start = 0
@@ -227,7 +240,7 @@ class VectorStore:
             start += len(batch)
         for each in wanted:
             if each not in found:
-                raise UsageError(f'no document has the id "{each}" in {self.path}{self._nearest(each)}')
+                raise UsageError(f'no document has the id "{each[:_SHOWN]}" in {self.path}{self._nearest(each)}')
         return np.array([found[each] for each in ids], dtype=np.int64)
 
     def _nearest(self, unknown: str) -> str:
