@@ -44,7 +44,11 @@ class Index:
 
     def __init__(self, store: VectorStore, device: str, dtype: str, trust_remote_code: bool) -> None:
         self.store = store
-        self._encoder_options = {"device_name": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        self._encoder_options: dict[str, Any] = {
+            "device_name": device,
+            "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
+        }
 
     @property
     def path(self) -> Path:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -22,7 +22,7 @@ from llmindex.store.manifest import MANIFEST_NAME, CorpusRecord, EncoderRecord, 
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
 
-Sources = str | Path | Sequence[str | Path] | pa.Table
+Sources: TypeAlias = str | Path | Sequence[str | Path] | pa.Table
 
 DEFAULT_RECALL = 0.95
 

@@ -127,6 +127,8 @@ class Pipeline:
         self._put(tokenised, None)
 
     def _encode(self, item: _Tokenised, before: int) -> _Encoded:
+        done = 0
+
         def report(texts: int, tokens: int) -> None:
             nonlocal done
             done += texts
@@ -136,7 +138,6 @@ class Pipeline:
                 fresh = self.added + done
                 self.on_progress(Progress("encode", before + fresh, total, tokens=self.tokens, fresh=fresh))
 
-        done = 0
         started = time.perf_counter()
         vectors = self.encoder.forward(item.tokens, on_tokens=report)
         check = None

@@ -47,7 +47,8 @@ class FakeEncoder:
         vectors = np.stack([np.random.default_rng(int(token)).normal(size=4) for token in tokens.ids])
         if on_tokens is not None:
             on_tokens(len(tokens), len(tokens))
-        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+        unit: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+        return unit
 
     def self_check(self, tokens: Tokens, vectors: Vectors) -> float:
         return 1.0

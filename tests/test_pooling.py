@@ -17,9 +17,9 @@ def naive(pooling: str, states: Array, start: int, end: int) -> Array:
     """One text's pooled vector; ``states`` are its own tokens, ``start:end`` those of the text inside the prompt."""
     match pooling:
         case "last" | "eos":
-            return states[-1]
+            return np.array(states[-1])
         case "first":
-            return states[0]
+            return np.array(states[0])
         case "mean":
             return np.array([column.sum() / len(column) for column in states.T])
         case "mean_text":
