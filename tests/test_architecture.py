@@ -17,7 +17,7 @@ LAYERS = (
     ("", "errors records progress"),
     ("corpus", "source lines column_types arrow_tables csv_rows json_lines plain_text formats discovery"),
     ("corpus", "columns checks window corpus __init__"),
-    ("encode", "spec prompts batching pooling embedded models device backbone encoder"),
+    ("encode", "__init__ spec prompts batching pooling embedded models device backbone encoder"),
     ("store", "files manifest shard reader values writer verify"),
     ("index", "planner recall faiss_index search"),
     ("", "pipeline builder"),

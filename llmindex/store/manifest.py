@@ -246,7 +246,7 @@ class _Section:
 
     def count(self, key: str, least: int = 0) -> int:
         value = self.get(key, int)
-        self.check(value >= least, key, f"is {value}, below {least}")
+        self.check(least <= value < 1 << 62, key, f"is {value}, which cannot be")
         return value
 
     def share(self, key: str) -> float:
