@@ -16,8 +16,7 @@ from llmindex.cluster.clustering import Clustering, ClusterOptions, assign, clus
 from llmindex.cluster.hdbscan_tree import density_tree
 from llmindex.cluster.neighbors import NeighborGraph, neighbor_graph
 from llmindex.cluster.noise import default_limit, spread, strength, vote
-from llmindex.cluster.options import default_min_cluster_size
-from llmindex.cluster.reduce import COMPONENTS, reduce
+from llmindex.cluster.reduce import COMPONENTS, EVENED_TO, Blocks, reduce, shift
 from llmindex.cluster.saved import names
 from llmindex.cluster.spanning_tree import spanning_tree
 from llmindex.errors import CorruptStore, MissingPackage, StaleIndex, UsageError
@@ -82,54 +81,80 @@ class TestOptions:
         assert resolved.min_samples is not None
         assert resolved.resolve(9) == resolved
 
-    @given(count=st.integers(0, 10**8))
-    def test_the_default_size_grows_with_the_corpus(self, count: int) -> None:
-        assert 2 <= default_min_cluster_size(count) <= default_min_cluster_size(count + 1000)
+    def test_the_default_size_grows_with_the_corpus(self) -> None:
+        sizes = [ClusterOptions().resolve(count) for count in (0, 20, 1_000, 10_000, 100_000)]
+        assert [options.min_cluster_size for options in sizes] == [3, 3, 8, 25, 79]
+        assert [options.min_samples for options in sizes] == [2, 2, 5, 5, 5]
+        assert ClusterOptions(min_cluster_size=2).resolve(100).min_samples == 1
+
+
+def in_blocks(vectors: Vectors, *cuts: int) -> Blocks:
+    return lambda: np.split(vectors, cuts)
 
 
 class TestReduce:
     def test_components_are_those_of_a_singular_value_decomposition(self) -> None:
-        vectors = make_vectors(300, 100)
-        reduced = reduce(lambda: [vectors[:120], vectors[120:]], 300, "pca")
+        vectors = make_vectors(300, 100) * np.linspace(5, 0.5, 100, dtype=np.float32)
+        projection = reduce(in_blocks(vectors, 7, 120), np.arange(300), "pca").projection
         _, deviations, directions = np.linalg.svd(vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64))
-        assert reduced.projection is not None
-        components = reduced.projection.components
-        assert components.shape == (COMPONENTS, 100)
-        lengths = np.linalg.norm(components, axis=1)
-        assert np.abs((components / lengths[:, None] * directions[:COMPONENTS]).sum(axis=1)) == pytest.approx(1, 1e-3)
-        assert np.allclose(np.linalg.norm(reduced.vectors, axis=1), 1, atol=1e-5)
-        # Evened out: what varies most still varies most, but by less.
-        assert (np.diff(lengths) >= -1e-6).all()
-        spread_before = deviations[:COMPONENTS] / deviations[0]
-        spread_after = spread_before * lengths / lengths[0]
-        assert (np.diff(spread_after) <= 1e-6).all()
-        assert spread_after[-1] > spread_before[-1]
+        assert projection is not None
+        lengths = np.linalg.norm(projection.components, axis=1)
+        along = np.abs((projection.components / lengths[:, None] * directions[:COMPONENTS]).sum(axis=1))
+        assert along == pytest.approx(1, abs=1e-3)
+        # Evened out: what varies most varies three times as much as what varies least, and nothing more.
+        kept = deviations[:COMPONENTS] * lengths / deviations[COMPONENTS - 1]
+        assert kept == pytest.approx(
+            np.minimum(deviations[:COMPONENTS] / deviations[COMPONENTS - 1], EVENED_TO), rel=1e-3
+        )
 
-    def test_new_vectors_are_projected_alike(self) -> None:
-        vectors = make_vectors(200, 50)
-        reduced = reduce(lambda: [vectors], 200, "pca")
+    def test_vectors_move_towards_their_neighbours(self) -> None:
+        vectors = make_vectors(200, 30)
+        reduced = reduce(in_blocks(vectors), np.arange(200), "pca")
         assert reduced.projection is not None
-        assert np.allclose(reduced.projection(vectors[50:60]), reduced.vectors[50:60], atol=1e-5)
+        projected = reduced.projection(vectors).astype(np.float64)
+        order = np.argsort(-projected @ projected.T, axis=1)[:, 1 : 1 + 200 // 20]
+        expected = 0.25 * projected + 0.75 * projected[order].mean(axis=1)
+        assert np.allclose(reduced.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
-    @pytest.mark.parametrize("count", [1, 2, 3, 10])
+    def test_a_missing_neighbour_does_not_count(self) -> None:
+        vectors = np.eye(2, 3, dtype=np.float32)
+        other = np.full((2, 3), [0, 0, 1], np.float32)
+        both, first, none = np.array([True, True]), np.array([True, False]), np.array([False, False])
+        once, twice = shift(vectors, [(other, both)]), shift(vectors, [(other, both), (-other, none)])
+        assert (once == twice).all()
+        assert once[0] == pytest.approx(np.array([0.25, 0, 0.75]) / np.hypot(0.25, 0.75))
+        assert (shift(vectors, [(other, first)])[1] == vectors[1]).all()
+
+    def test_copies_stay_copies(self) -> None:
+        vectors = make_vectors(60, 16)[np.arange(300) % 60]
+        reduced = reduce(in_blocks(vectors, 71, 160), np.arange(300) % 60, "pca").vectors
+        assert (reduced == reduced[np.arange(300) % 60]).all()
+        assert len(np.unique(reduced, axis=0)) == 60
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 10, 25])
     def test_few_vectors(self, count: int) -> None:
         vectors = make_vectors(count, 16)
-        reduced = reduce(lambda: [vectors], count, "pca").vectors
-        assert reduced.shape == (count, max(1, min(count - 1, 16)))
+        reduced = reduce(in_blocks(vectors), np.arange(count), "pca").vectors
+        assert reduced.shape == (count, max(1, count // 3))
         assert np.isfinite(reduced).all()
+
+    def test_vectors_of_fewer_dimensions_than_components(self) -> None:
+        vectors = np.zeros((200, 40), np.float32)
+        vectors[:, :3] = make_vectors(200, 3)
+        reduced = reduce(in_blocks(vectors), np.arange(200), "pca").vectors
+        assert np.isfinite(reduced).all()
+        assert np.abs(reduced[:, 3:]).max() < 1e-3
 
     def test_large_corpora_are_sampled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("llmindex.cluster.reduce._SAMPLE", 100)
         vectors = make_vectors(1050, 16, clusters=4)
-        blocks = [vectors[:7], vectors[7:500], vectors[500:]]
-        projection = reduce(lambda: blocks, 1050, "pca").projection
-        monkeypatch.undo()
+        projection = reduce(in_blocks(vectors, 7, 500), np.arange(1050), "pca").projection
         assert projection is not None
         assert np.allclose(projection.mean, vectors[::11].mean(axis=0), atol=1e-6)
 
     def test_none_leaves_the_vectors(self) -> None:
         vectors = make_vectors(20, 8)
-        assert (reduce(lambda: [vectors], 20, "none").vectors == vectors).all()
+        assert (reduce(in_blocks(vectors, 8), np.arange(20), "none").vectors == vectors).all()
 
     def test_umap_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         original = builtins.__import__
@@ -141,7 +166,7 @@ class TestReduce:
 
         monkeypatch.setattr(builtins, "__import__", without_umap)
         with pytest.raises(MissingPackage, match=r"pip install 'llmindex\[umap\]'"):
-            reduce(lambda: [make_vectors(40, 8)], 40, "umap")
+            reduce(in_blocks(make_vectors(40, 8)), np.arange(40), "umap")
 
 
 class TestNoise:
@@ -163,9 +188,16 @@ class TestNoise:
         squared = np.array([[1, 9, 9], [1, 1.5, 1.5], [1, np.inf, 2], [1, np.inf, np.inf]], np.float32)
         assert vote(labels, rows, squared, 5).tolist() == [0, 1, 0, -1]
 
+    def test_nine_in_ten_have_a_neighbour_within_the_limit(self) -> None:
+        vectors = make_vectors(200, 6)
+        graph = neighbor_graph(vectors, 3, exact=True)
+        assert (graph.squared[:, 0] <= default_limit(graph) ** 2).sum() in (179, 180, 181)
+        copies = spanning_tree(vectors[np.arange(800) % 200], 2).graph
+        assert default_limit(copies) == pytest.approx(default_limit(graph))
+        assert default_limit(spanning_tree(vectors[[0, 0, 0]], 2).graph) == 0
+
     def test_nothing_to_follow(self) -> None:
         labels = np.full(5, -1, np.int32)
-        assert default_limit(labels, self.GRAPH) == 0
         assert spread(labels, self.GRAPH, 10).tolist() == labels.tolist()
 
     def test_strength_falls_with_distance(self) -> None:

@@ -78,6 +78,20 @@ def test_without_the_wheel_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPa
     assert "\n" not in message
 
 
+def configure(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def set_weights(folder: Path, value: float) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    filled = {name: torch.full_like(tensor, value) for name, tensor in weights.items()}
+    save_file(filled, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
@@ -85,7 +99,15 @@ def test_without_the_wheel_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPa
         (lambda folder: (folder / "model.safetensors").unlink(), "has no safetensors"),
         (lambda folder: (folder / "config.json").write_text("{"), "is damaged"),
         (lambda folder: os.truncate(folder / "model.safetensors", 5000), "is cut short"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is cut short"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load the tokenizer"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+        (lambda folder: configure(folder, num_hidden_layers=3), "do not hold .* of the weights"),
+        (lambda folder: configure(folder, model_type="gpt2"), "do not hold .* of the weights"),
+        (lambda folder: configure(folder, hidden_size=64), "cannot load|do not hold"),
+        (lambda folder: configure(folder, num_attention_heads=0), "cannot load"),
+        (lambda folder: configure(folder, hidden_size="x"), "cannot load"),
+        (lambda folder: set_weights(folder, float("nan")), "not finite"),
         (lambda folder: (folder / "tokenizer.json").write_text("no"), "cannot load the tokenizer"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "nonsense"}'), "cannot load"),
     ],
@@ -101,9 +123,9 @@ def test_a_damaged_folder_is_refused_in_one_line(tiny_model: Path, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "./nothing", "bad name!"])
+@pytest.mark.parametrize("name", ["no/such/folder", "./nothing", "bad name!", ""])
 def test_a_name_that_cannot_be_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="no model"):
+    with pytest.raises(ModelError, match=r"no model|is empty"):
         models.locate(name)
 
 

@@ -15,14 +15,20 @@ from llmindex.cluster.groups import Placement
 from llmindex.cluster.hdbscan_tree import Labels, Probabilities, place_new
 from llmindex.cluster.neighbors import squared_distances
 from llmindex.cluster.noise import VOTERS, strength, vote
-from llmindex.cluster.reduce import UMAP_NEIGHBORS
+from llmindex.cluster.reduce import UMAP_NEIGHBORS, Projection, neighborhood, shift
 from llmindex.cluster.result import Clustering
 from llmindex.errors import StaleIndex, UsageError
 from llmindex.records import Rows, Vectors
 from llmindex.store.reader import VectorStore
 
+_BLOCK = 1024
+"""New vectors at a time."""
+
 _SAME = 1e-10
-"""Squared distance below which two reduced vectors differ by rounding alone."""
+"""Squared distance below which two reduced vectors differ by rounding alone, ..."""
+
+_CLOSE = 1e-5
+"""... and that where it comes from a product of float32 vectors."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,20 +60,28 @@ def assign(clustering: Clustering, store: VectorStore, vectors: Vectors) -> Assi
         raise StaleIndex(f"{store.path} has changed since it was clustered; run `llmindex cluster` again")
     if vectors.ndim != 2 or vectors.shape[1] != store.dim:
         raise UsageError(f"vectors must be (m, {store.dim}), not {vectors.shape}; encode with the index's own encoder")
-    if store.count == 0 or len(vectors) == 0:
-        return Assignment(np.full(len(vectors), -1, np.int32), np.zeros(len(vectors), np.float32))
+    labels = np.full(len(vectors), -1, np.int32)
+    probabilities = np.zeros(len(vectors), np.float32)
+    if clustering.clusters:
+        space = _Space(clustering.placement, store)
+        for start in range(0, len(vectors), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            block = np.ascontiguousarray(vectors[part], np.float32)
+            labels[part], probabilities[part] = _assign(clustering, space, block)
+    return Assignment(labels, probabilities)
+
+
+def _assign(clustering: Clustering, space: "_Space", vectors: Vectors) -> tuple[Labels, Probabilities]:
     placement = clustering.placement
-    space = _Space(placement, store)
-    points = space.project(np.ascontiguousarray(vectors, np.float32))
-    rows, _ = _nearest(points, space.blocks(), max(2 * placement.min_samples, VOTERS))
-    squared = _recomputed(points, rows, space)
     wide = 2 * placement.min_samples
-    labels, probabilities = place_new(
-        placement.tree, placement.core, placement.min_samples, rows[:, :wide], np.sqrt(squared[:, :wide])
-    )
+    points = space.project(vectors)
+    rows, _ = _nearest(points, space.blocks(), max(wide, VOTERS))
+    squared = _recomputed(points, rows, space)
+    distances = np.sqrt(squared[:, :wide])
+    labels, probabilities = place_new(placement.tree, placement.core, placement.min_samples, rows[:, :wide], distances)
     if placement.limit is not None:
         labels, probabilities = _follow(clustering, labels, probabilities, rows, squared)
-    return Assignment(labels, probabilities)
+    return labels, probabilities
 
 
 class _Space:
@@ -80,29 +94,39 @@ class _Space:
 
     def project(self, vectors: Vectors) -> Vectors:
         """Return the places of new vectors."""
-        if self.coordinates is None:
-            return self.reduce(vectors)
-        # UMAP has no formula for new points; between the places of the nearest stored ones is where it starts, too.
-        rows, squared = _nearest(vectors, self.store.iter_vectors(), UMAP_NEIGHBORS)
-        weights = 1 / np.maximum(squared, np.float32(1e-12))
-        weights /= weights.sum(axis=1, keepdims=True)
-        places: Vectors = np.einsum("mk,mkd->md", weights, self.coordinates[rows])
-        return places
+        if self.projection is not None:
+            return self.shift(self.projection(vectors), self.projection)
+        if self.coordinates is not None:
+            # UMAP has no formula for new points; between the places of the nearest stored ones is where it starts, too.
+            rows, squared = _nearest(vectors, self.store.iter_vectors(), UMAP_NEIGHBORS)
+            weights = 1 / np.maximum(squared, np.float32(1e-12))
+            weights /= weights.sum(axis=1, keepdims=True)
+            places: Vectors = np.einsum("mk,mkd->md", weights, self.coordinates[rows])
+            return places
+        return vectors
 
-    def reduce(self, vectors: Vectors) -> Vectors:
-        return vectors if self.projection is None else self.projection(vectors)
+    def shift(self, points: Vectors, projection: Projection) -> Vectors:
+        """Move projected points towards the nearest stored ones, as those moved towards theirs."""
+        k = neighborhood(self.store.count)
+        if k == 0:
+            return points
+        stored = (projection(block) for block in self.store.iter_vectors())
+        rows, squared = _nearest(points, stored, k + 1)
+        # A stored copy of the point is no neighbour.
+        copy = squared[:, :1] < _CLOSE
+        rows = np.where(copy, rows[:, 1:], rows[:, :-1])
+        there = np.ones(len(points), bool)
+        distinct, place = np.unique(rows, return_inverse=True)
+        known, place = projection(self.store.take_vectors(distinct)), place.reshape(rows.shape)
+        return shift(points, ((known[nth], there) for nth in place.T))
 
     def blocks(self) -> Iterable[Vectors]:
         """Return the places of the stored vectors, in row order."""
-        if self.coordinates is not None:
-            return [self.coordinates]
-        return (self.reduce(block) for block in self.store.iter_vectors())
+        return self.store.iter_vectors() if self.coordinates is None else [self.coordinates]
 
     def take(self, rows: Rows) -> Vectors:
         """Return the places of some stored vectors."""
-        if self.coordinates is not None:
-            return self.coordinates[rows]
-        return self.reduce(self.store.take_vectors(rows))
+        return self.store.take_vectors(rows) if self.coordinates is None else self.coordinates[rows]
 
 
 def _nearest(points: Vectors, blocks: Iterable[Vectors], k: int) -> tuple[Rows, NDArray[np.float32]]:

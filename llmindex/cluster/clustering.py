@@ -36,7 +36,7 @@ def cluster(
     Args:
         store: the index's documents and vectors.
         options: None for the defaults.
-        on_progress: told of the stages "neighbors", "spanning tree", "tree" and "keywords".
+        on_progress: told of the stages "reduce", "neighbors", "spanning tree", "tree" and "keywords".
 
     Raises:
         MissingPackage: UMAP is asked for and not installed.

@@ -1,8 +1,4 @@
-"""From vectors to groups: reduce, HDBSCAN, let noise follow its neighbours, number the clusters by size.
-
-Copies are told by their stored vectors and made equal again after the reduction, where rounding would have set them
-apart: two vectors a rounding error from each other are the densest cluster there is.
-"""
+"""From vectors to groups: reduce, HDBSCAN, let noise follow its neighbours, number the clusters by size."""
 
 from dataclasses import dataclass, replace
 
@@ -29,8 +25,8 @@ class Placement:
         densest: ``(clusters,)``, the greatest 1/distance in each cluster.
         min_samples: as it was used, at most n - 1.
         limit: how far a neighbour may be that noise follows; None if it follows none.
-        projection: how vectors are reduced, if they are by principal components.
-        coordinates: ``(n, k) float32``, the reduced vectors where nothing can give them again (UMAP).
+        projection: the first step of the reduction, if it is by principal components.
+        coordinates: ``(n, k) float32``, the reduced vectors; None if they are the stored ones.
     """
 
     tree: DensityTree
@@ -66,7 +62,7 @@ def group(blocks: Blocks, first: Rows, options: ClusterOptions, on_progress: Pro
         blocks: gives the unit vectors in row order, each ``(m, dim) float32``.
         first: ``(n,)``, for each row the first with the same vector.
         options: with the defaults filled in.
-        on_progress: told of the stages "neighbors", "spanning tree" and "tree".
+        on_progress: told of the stages "reduce", "neighbors", "spanning tree" and "tree".
     """
     count = len(first)
     size, min_samples = options.min_cluster_size, options.min_samples
@@ -76,9 +72,8 @@ def group(blocks: Blocks, first: Rows, options: ClusterOptions, on_progress: Pro
         return _trivial(count, noise=True)
     if not first.any():
         return _trivial(count, noise=False)
-    reduced = reduce(blocks, count, options.reduce)
-    vectors = reduced.vectors[first]
-    tree = spanning_tree(vectors, min_samples, on_progress=on_progress)
+    reduced = reduce(blocks, first, options.reduce, on_progress)
+    tree = spanning_tree(reduced.vectors, min_samples, on_progress=on_progress)
     density, labels, probabilities = density_tree(tree, size, options.selection)
     placement = Placement(
         density,
@@ -86,7 +81,7 @@ def group(blocks: Blocks, first: Rows, options: ClusterOptions, on_progress: Pro
         density.max_lambdas(),
         min(min_samples, count - 1),
         projection=reduced.projection,
-        coordinates=vectors if options.reduce == "umap" else None,
+        coordinates=None if options.reduce == "none" else reduced.vectors,
     )
     groups = Groups(labels, probabilities, np.zeros(count, bool), placement)
     if options.assign_noise:
@@ -107,7 +102,7 @@ def _trivial(count: int, *, noise: bool) -> Groups:
 def _with_noise(groups: Groups, graph: NeighborGraph, limit: float | None) -> Groups:
     """Let noise follow its neighbours as far as the limit (None for one taken from the clusters)."""
     if limit is None:
-        limit = default_limit(groups.labels, graph)
+        limit = default_limit(graph)
     labels = spread(groups.labels, graph, limit)
     assigned = labels != groups.labels
     rows, placement = graph.rows[assigned], replace(groups.placement, limit=limit)

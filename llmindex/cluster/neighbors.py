@@ -34,7 +34,7 @@ class NeighborGraph:
 
 
 def neighbor_graph(
-    vectors: Vectors, k: int, *, exact: bool, on_progress: ProgressCallback | None = None
+    vectors: Vectors, k: int, *, exact: bool, on_progress: ProgressCallback | None = None, stage: str = "neighbors"
 ) -> NeighborGraph:
     """Find the k nearest neighbours of every vector, or all others where there are no more than k.
 
@@ -42,7 +42,8 @@ def neighbor_graph(
         vectors: ``(n, dim) float32`` of any length, n >= 1, pairwise different.
         k: neighbours of each, itself not counted.
         exact: compare every pair; otherwise an inverted file, which finds about 95 % of them.
-        on_progress: told after each block, stage "neighbors".
+        on_progress: told after each block.
+        stage: as what.
     """
     count = len(vectors)
     k = min(k, count - 1)
@@ -56,7 +57,7 @@ def neighbor_graph(
         block = _without_self(found_squared, found_rows, start)
         squared[start:stop], rows[start:stop] = _recompute_close(vectors, start, *block, close)
         if on_progress is not None:
-            on_progress(Progress("neighbors", stop, count, "vectors"))
+            on_progress(Progress(stage, stop, count, "vectors"))
     return NeighborGraph(rows, squared)
 
 

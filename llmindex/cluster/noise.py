@@ -13,18 +13,15 @@ from llmindex.cluster.neighbors import NeighborGraph
 VOTERS = 10
 """Nearest neighbours that are asked."""
 
-MEMBERS_WITHIN = 0.95
-"""Share of the clusters' members that are as near to a fellow as the default limit."""
+WITHIN_LIMIT = 0.9
+"""Share of all points whose nearest neighbour is within the default limit: the most isolated tenth stays noise."""
 
 
-def default_limit(labels: NDArray[np.int32], graph: NeighborGraph) -> float:
-    """Return how far noise may lie from a neighbour that it follows; 0 where there is no cluster."""
-    members = np.flatnonzero(labels >= 0)
-    fellow = labels[graph.rows[members]] == labels[members, None]
-    squared = np.where(fellow & (graph.rows[members] >= 0), graph.squared[members], np.inf)
-    nearest = squared.min(axis=1, initial=np.inf)
-    nearest = nearest[np.isfinite(nearest)]
-    return float(np.sqrt(np.quantile(nearest, MEMBERS_WITHIN))) if len(nearest) else 0.0
+def default_limit(graph: NeighborGraph) -> float:
+    """Return how far a neighbour may be that noise follows."""
+    nearest = graph.squared[:, 0]
+    nearest = nearest[(nearest > 0) & np.isfinite(nearest)]  # copies say nothing about distance
+    return float(np.sqrt(np.quantile(nearest, WITHIN_LIMIT))) if len(nearest) else 0.0
 
 
 def spread(labels: NDArray[np.int32], graph: NeighborGraph, limit: float) -> NDArray[np.int32]:

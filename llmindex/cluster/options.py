@@ -21,15 +21,16 @@ class ClusterOptions:
     """How to cluster; checked on construction.
 
     Attributes:
-        min_cluster_size: documents that make a cluster, 2 or more; None for 10, growing slowly above 10,000 documents.
+        min_cluster_size: documents that make a cluster, 2 or more; None for a quarter of the root of their number, at
+            least 3 (8 of 1,000, 25 of 10,000, 79 of 100,000).
         min_samples: neighbours that make a document part of a dense region, itself not counted: higher means fewer
-            clusters and more noise; None for 3.
+            clusters and more noise; None for 5, or one less than a smaller ``min_cluster_size``.
         selection: "eom" takes the most persistent clusters of the tree, "leaf" its finest.
-        reduce: what the vectors are reduced to before: "none", "pca" (principal components, balanced) or "umap"
-            (needs the package umap-learn).
+        reduce: what the vectors are reduced to before: "none", "pca" (evened-out principal components) or
+            "umap" (needs the package umap-learn).
         assign_noise: whether documents that HDBSCAN calls noise go to the cluster of their nearest neighbours.
-        assign_distance: how far such a neighbour may be, as euclidean distance of the reduced vectors; None for a
-            limit taken from the distances within the clusters.
+        assign_distance: how far such a neighbour may be, as euclidean distance of the reduced vectors (0 to 2, but for
+            UMAP); None for the distance within which nine in ten documents have their nearest neighbour.
         name: of the clustering, and so of its files.
 
     Raises:
@@ -55,16 +56,8 @@ class ClusterOptions:
 
     def resolve(self, count: int) -> "ClusterOptions":
         """Return the options with the defaults for so many documents filled in (``assign_distance`` apart)."""
-        size = self.min_cluster_size or default_min_cluster_size(count)
-        return replace(self, min_cluster_size=size, min_samples=self.min_samples or DEFAULT_MIN_SAMPLES)
-
-
-DEFAULT_MIN_SAMPLES = 3
-
-
-def default_min_cluster_size(count: int) -> int:
-    """Return the documents that make a cluster of a corpus of ``count``."""
-    return max(5, min(10, count // 20), int(count**0.5 / 10))
+        size = self.min_cluster_size or max(3, round(count**0.5 / 4))
+        return replace(self, min_cluster_size=size, min_samples=self.min_samples or min(5, size - 1))
 
 
 def check_name(name: str) -> None:

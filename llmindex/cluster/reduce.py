@@ -1,9 +1,12 @@
 """Fewer dimensions before clustering: distances in hundreds of them hardly differ, and density needs differences.
 
-``pca`` centres the vectors, keeps the leading principal components, evens out their sizes and makes the rows unit
-length again. Embeddings of a language model share one large direction and vary most along a few that say little about
-the topic; distances are ruled by those until they are evened out. ``umap`` needs the package umap-learn, which compiles
-for half a minute in every process.
+``pca`` centres the vectors, keeps the leading principal components and makes the rows unit length again, after evening
+out the components: embeddings of a language model vary most along a few directions that say little about the topic, and
+those would rule the distances. Then each vector moves towards the mean of its neighbours (a step of mean shift), which
+draws groups together and leaves less noise. ``umap`` needs the package umap-learn, which compiles for half a minute in
+every process. What was chosen on which data: benchmarks/cluster_defaults.py.
+
+Copies stay copies: two vectors a rounding error from each other would be the densest cluster there is.
 """
 
 import warnings
@@ -13,13 +16,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llmindex.cluster.neighbors import neighbor_graph
 from llmindex.cluster.options import Reduce
+from llmindex.cluster.spanning_tree import EXACT_LIMIT
 from llmindex.errors import MissingPackage
-from llmindex.records import Vectors
+from llmindex.progress import ProgressCallback
+from llmindex.records import Rows, Vectors
 
 COMPONENTS = 64
-BALANCE = 0.5
-"""Power of a component's standard deviation that it is divided by: 0 leaves it, 1 makes all alike."""
+"""Principal components, where there are three times as many vectors."""
+
+EVENED_TO = 3.0
+"""No component varies more than so many times as much as the last one kept."""
+
+NEIGHBORHOOD = 15
+"""Neighbours whose mean a vector moves to, where there are twenty times as many vectors."""
+
+OWN_SHARE = np.float32(0.25)
+"""How much of a vector stays where it was: without that, a few vectors apart from all others would become one."""
 
 UMAP_DIM = 5
 UMAP_NEIGHBORS = 15
@@ -44,12 +58,16 @@ class Projection:
     components: NDArray[np.float32]
 
     def __call__(self, vectors: Vectors) -> Vectors:
-        """Return the reduced vectors, ``(n, k) float32``."""
+        """Return the projected vectors, ``(n, k) float32``."""
         projected = (vectors - self.mean) @ self.components.T
-        lengths = np.sqrt(np.einsum("ij,ij->i", projected, projected))
-        # A vector that is the mean itself has no direction.
-        unit: Vectors = projected / np.maximum(lengths, np.float32(1e-12))[:, None]
-        return unit
+        return unit(projected.astype(np.float32, copy=False))
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Return the vectors at unit length; one of no length stays."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    scaled: Vectors = vectors / np.maximum(lengths, np.float32(1e-12))[:, None]
+    return scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +75,22 @@ class Reduced:
     """The vectors to cluster.
 
     Attributes:
-        vectors: ``(n, k) float32``.
-        projection: what reduces further vectors the same way; None where nothing was reduced, and for UMAP.
+        vectors: ``(n, k) float32``; equal where the stored ones are.
+        projection: the first step for further vectors, if the reduction is by principal components.
     """
 
     vectors: Vectors
     projection: Projection | None = None
 
 
-def reduce(blocks: Blocks, count: int, method: Reduce) -> Reduced:
+def reduce(blocks: Blocks, first: Rows, method: Reduce, on_progress: ProgressCallback | None = None) -> Reduced:
     """Reduce vectors for clustering.
 
     Args:
         blocks: gives the unit vectors, each ``(m, dim) float32``.
-        count: vectors in all, 1 or more.
+        first: ``(n,)``, for each row the first with the same vector; n is 1 or more.
         method: "none", "pca", or "umap".
+        on_progress: told of the stage "reduce".
 
     Raises:
         MissingPackage: UMAP is asked for and not installed.
@@ -79,25 +98,57 @@ def reduce(blocks: Blocks, count: int, method: Reduce) -> Reduced:
     if method == "none":
         return Reduced(np.concatenate(list(blocks())))
     if method == "umap":
-        return Reduced(_umap(np.concatenate(list(blocks()))))
-    projection = _principal_components(blocks, count)
-    return Reduced(np.concatenate([projection(block) for block in blocks()]), projection)
+        return Reduced(_umap(np.concatenate(list(blocks())))[first])
+    projection = _principal_components(blocks, len(first))
+    projected = np.concatenate([projection(block) for block in blocks()])
+    distinct, place = np.unique(first, return_inverse=True)
+    return Reduced(_mean_shift(projected[distinct], on_progress)[place], projection)
+
+
+def neighborhood(count: int) -> int:
+    """Return how many neighbours a vector moves towards, of so many different vectors; none where these are few."""
+    return min(NEIGHBORHOOD, count // 20)
+
+
+def shift(vectors: Vectors, neighbors: Iterable[tuple[Vectors, NDArray[np.bool_]]]) -> Vectors:
+    """Move vectors towards their neighbours, and make them unit length again.
+
+    Args:
+        vectors: ``(n, k) float32``.
+        neighbors: for the nearest, the second and so on: ``(n, k)`` vectors, and ``(n,)`` whether there is one.
+    """
+    total, found = np.zeros_like(vectors), np.zeros(len(vectors), np.float32)
+    for theirs, there in neighbors:
+        total += np.where(there[:, None], theirs, 0)
+        found += there
+    mean = total / np.maximum(found, 1)[:, None]
+    return unit(np.where(found[:, None] > 0, OWN_SHARE * vectors + (1 - OWN_SHARE) * mean, vectors))
+
+
+def _mean_shift(vectors: Vectors, on_progress: ProgressCallback | None) -> Vectors:
+    count = len(vectors)
+    k = neighborhood(count)
+    if k == 0:
+        return vectors
+    graph = neighbor_graph(vectors, k, exact=count <= EXACT_LIMIT, on_progress=on_progress, stage="reduce")
+    # A column at a time, because all neighbours' vectors at once would be a multiple of the vectors.
+    return shift(vectors, ((vectors[rows], rows >= 0) for rows in graph.rows.T))
 
 
 def _principal_components(blocks: Blocks, count: int) -> Projection:
     sample = _spread_sample(blocks, count)
-    mean = sample.mean(axis=0, dtype=np.float64)
+    mean = sample.mean(axis=0)
     centred = sample - mean
     # The covariance is at most dim x dim, whatever the number of vectors.
     variances, directions = np.linalg.eigh(centred.T @ centred / len(sample))
-    kept = slice(None, -1 - min(COMPONENTS, len(sample) - 1 or 1, len(mean)), -1)
-    variances, directions = variances[kept], directions[:, kept].T
-    # Below rounding there is nothing to even out.
-    deviations = np.sqrt(np.maximum(variances, 1e-12 * max(float(variances[0]), 1e-12)))
+    kept = slice(None, -1 - max(1, min(COMPONENTS, len(sample) // 3, len(mean))), -1)
+    deviations, directions = np.sqrt(np.maximum(variances[kept], 0)), directions[:, kept].T
+    # Where the vectors have fewer dimensions than were kept, the last ones are rounding, and no measure.
+    last = deviations[deviations > 1e-6 * deviations[0]][-1:].sum()
+    scales = np.minimum(1, EVENED_TO * last / np.maximum(deviations, 1e-30))
     # The sign of an eigenvector is left to the library: fix it.
     signs = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(axis=1)])
-    scaled = directions * (signs / deviations**BALANCE)[:, None]
-    return Projection(mean.astype(np.float32), scaled.astype(np.float32))
+    return Projection(mean.astype(np.float32), (directions * (signs * scales)[:, None]).astype(np.float32))
 
 
 def _spread_sample(blocks: Blocks, count: int) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmindex.encode.device import Placement
+from llmindex.encode.models import one_line
 from llmindex.encode.spec import Attention
 from llmindex.errors import ModelError, UsageError
 
@@ -31,8 +32,8 @@ class Tokenizer:
 
         try:
             loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise ModelError(f'cannot load the tokenizer of "{folder}": {_reason(error)}') from error
+        except Exception as error:  # a damaged file can break transformers anywhere
+            raise ModelError(f'cannot load the tokenizer of "{folder}": {one_line(error)}') from error
         if not loaded.is_fast:
             raise ModelError(f'model "{folder}" has no fast tokenizer (tokenizer.json); export one with transformers')
         self._tokenizer = loaded
@@ -83,6 +84,7 @@ class Backbone:
         """
         self._model: Any = _load(folder, placement, attention, trust_remote_code)
         self._device = placement.device
+        self._folder = folder
         config = self._model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
@@ -131,7 +133,12 @@ class Backbone:
     def _looks_ahead(self) -> bool:
         ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=self._device)
         self._needs_mask = False
-        first_BD = self(ids, torch.ones_like(ids))[:, 0].float()
+        try:
+            first_BD = self(ids, torch.ones_like(ids))[:, 0].float()
+        except Exception as error:  # whatever the model's own code raises when fed with tokens
+            raise ModelError(f'model "{self._folder}" does not run as a text decoder: {one_line(error)}') from error
+        if not torch.isfinite(first_BD).all():
+            raise ModelError(f'model "{self._folder}" gives values that are not finite: its weights are damaged')
         return not torch.allclose(first_BD[0], first_BD[1], rtol=1e-3, atol=1e-5)
 
 
@@ -162,7 +169,6 @@ class _Capture:
 
 
 def _load(folder: Path, placement: Placement, attention: Attention, trust_remote_code: bool) -> Any:  # noqa: ANN401
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -172,13 +178,15 @@ def _load(folder: Path, placement: Placement, attention: Attention, trust_remote
         if attention == "bidirectional":
             config.get_text_config().is_causal = False
         with _no_progress_bar():
-            model = AutoModel.from_pretrained(
+            model, loaded = AutoModel.from_pretrained(
                 str(folder),
                 config=config,
                 dtype=placement.dtype,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
+                output_loading_info=True,
             )
+        _check_whole(folder, [*loaded["missing_keys"], *loaded["mismatched_keys"]])
         if attention == "bidirectional":
             for module in model.modules():
                 if hasattr(module, "is_causal"):
@@ -188,13 +196,25 @@ def _load(folder: Path, placement: Placement, attention: Attention, trust_remote
         raise ModelError(
             f'model "{folder}" does not fit into the memory of {placement.device}; use --device cpu or a smaller model'
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged or foreign model can break transformers anywhere
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f'model "{folder}" needs its own Python code to run; if you trust it, add --trust-remote-code'
             ) from error
-        raise ModelError(f'cannot load model "{folder}": {_reason(error)}') from error
+        raise ModelError(f'cannot load model "{folder}": {one_line(error)}') from error
     return model
+
+
+def _check_whole(folder: Path, lacking: list[object]) -> None:
+    """Refuse a model with weights that its files do not hold: transformers would fill them with random numbers."""
+    if lacking:
+        first = lacking[0][0] if isinstance(lacking[0], tuple) else lacking[0]
+        raise ModelError(
+            f'the files of model "{folder}" do not hold {len(lacking):,} of the weights that its config.json asks for '
+            f"({first}, ...): they do not belong together, or are damaged"
+        )
 
 
 @contextmanager
@@ -208,7 +228,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,6 @@ trusts them. The identity is what the manifest keeps, so that a changed model is
 import hashlib
 import json
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _VOLATILE_CONFIG = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _SAMPLE_BYTES = 4096
+_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = 
         ModelError: it cannot be found or fetched, or has no safetensors.
         StorageError: the cache folder cannot be written.
     """
+    if not name:
+        raise ModelError("the model's name is empty; leave --model out for the embedded default")
     if name == DEFAULT:
         folder = embedded.folder()
         return LocalModel(folder, embedded.identity(folder))
@@ -127,7 +129,7 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
             "(offline?); `llmindex models` lists what is at hand"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f'cannot fetch model "{name}": {_first_line(error)}') from error
+        raise ModelError(f'cannot fetch model "{name}": {one_line(error)}') from error
 
 
 def _identity(folder: Path) -> str:
@@ -144,6 +146,8 @@ def _identity(folder: Path) -> str:
         raise ModelError(f'model "{folder}" has no safetensors weights (other formats can run code and are not read)')
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("config.json is not a JSON object")
         kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
         for name in _TOKENIZER_FILES:
@@ -152,16 +156,17 @@ def _identity(folder: Path) -> str:
         for file in weights:
             for piece in _tensor_samples(file):
                 digest.update(piece)
-    except (OSError, ValueError, KeyError, struct.error, AttributeError) as error:
-        raise ModelError(f'model "{folder}" is damaged: {_first_line(error)}') from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f'model "{folder}" is damaged: {one_line(error)}') from error
     return digest.hexdigest()
 
 
 def _tensor_samples(file: Path) -> Iterator[bytes]:
     """Header of a safetensors file, then the first bytes of each of its tensors."""
     with file.open("rb") as handle:
-        (header_size,) = struct.unpack("<Q", handle.read(8))
-        if header_size > file.stat().st_size:
+        start = handle.read(8)
+        header_size = int.from_bytes(start, "little")
+        if len(start) < 8 or header_size > file.stat().st_size:
             raise ValueError(f"{file.name} is cut short")
         header = json.loads(handle.read(header_size))
         header.pop("__metadata__", None)
@@ -175,5 +180,7 @@ def _tensor_samples(file: Path) -> Iterator[bytes]:
             yield piece
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, short enough to be part of a line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
