@@ -13,6 +13,9 @@ Reduce = Literal["none", "pca", "umap"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)
 
+DEFAULT_MIN_SAMPLES = 5
+"""Where a cluster is of more documents than that."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -57,7 +60,7 @@ class ClusterOptions:
     def resolve(self, count: int) -> "ClusterOptions":
         """Return the options with the defaults for so many documents filled in (``assign_distance`` apart)."""
         size = self.min_cluster_size or max(3, round(count**0.5 / 4))
-        return replace(self, min_cluster_size=size, min_samples=self.min_samples or min(5, size - 1))
+        return replace(self, min_cluster_size=size, min_samples=self.min_samples or min(DEFAULT_MIN_SAMPLES, size - 1))
 
 
 def check_name(name: str) -> None:
