@@ -2,6 +2,12 @@
 
 import os
 
+# OpenMP and oneDNN read these when torch is loaded.
+#
 # Threads that wait for each other by spinning take the processor from the very thread they wait for, wherever anything
-# else runs on the machine: encoding is then twice as slow. OpenMP reads this when torch is loaded.
+# else runs on the machine: encoding is then twice as slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A matrix product is compiled for each new shape, and texts bring a thousand shapes: kept, they take hundreds of MB. A
+# batch needs a handful, and uses each dozens of times.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
