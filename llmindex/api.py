@@ -116,6 +116,8 @@ class Index:
 
     def info(self) -> dict[str, Any]:
         """What the index is: counts, encoder, corpus, FAISS index, clusterings and sizes, as JSON values."""
+        from llmindex.index.faiss_index import fault_of
+
         manifest = self.store.manifest
         record = manifest.index
         index: dict[str, Any] | None = None
@@ -126,7 +128,7 @@ class Index:
                 "recall_target": record.recall_target,
                 "recall_at_10": record.recall_at_10,
                 "bytes": record.bytes,
-                "stale": record.built_from != manifest.vectors_id or not (self.path / record.file).is_file(),
+                "stale": bool(fault_of(self.store, record)),
             }
         return {
             "path": str(self.path),

@@ -131,7 +131,7 @@ def build(
         path = Path(index) if index is not None else Path(f"{opened.name}.llmindex")
         model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
         if factory is not None:
-            planner.check_factory(factory, model.spec.dim)
+            planner.check_factory(factory, model.spec.dim, opened.rows)
         next(opened.windows(1))  # a corpus without any usable row must not leave an empty index, nor replace one
         with _writer(path, opened, model, vector_dtype, overwrite) as writer:
             complete = writer.manifest.corpus.complete
@@ -230,12 +230,11 @@ def _encode(
 def _index(
     path: Path, writer: VectorWriter, factory: str | None, recall: float, on_progress: ProgressCallback | None
 ) -> IndexRecord:
-    """The FAISS index of the store: the one that is there if it is as asked for, else a new one."""
+    """The FAISS index of the store: the one that is there, unless it is stale or another was asked for."""
     manifest = writer.manifest
     record = manifest.index
-    if record is not None and record.built_from == manifest.vectors_id and (path / record.file).is_file():
-        wanted = planner.plan(manifest.count, manifest.encoder.spec.dim, factory).factory
-        if wanted == record.factory and record.recall_target == recall:
+    if record is not None and not faiss_index.fault_of(VectorStore.open(path), record):
+        if factory in (None, record.factory) and recall in (DEFAULT_RECALL, record.recall_target):
             return record
     return faiss_index.rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
 

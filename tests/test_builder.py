@@ -114,6 +114,7 @@ def test_again_says_complete_and_changes_nothing(corpus: Path, encoder: Encoder,
     assert contents(tmp_path / "x") == before
     wanted = llmindex.build(corpus, tmp_path / "x", encoder=encoder, factory="HNSW8").index
     assert wanted.factory == "HNSW8"
+    assert llmindex.build(corpus, tmp_path / "x", encoder=encoder).index == wanted
     assert contents(tmp_path / "x")["shards"] == before["shards"]
 
 
@@ -150,6 +151,7 @@ def test_a_corpus_that_changed_is_refused_and_overwrite_starts_afresh(
     corpus: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
     llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    llmindex.open(tmp_path / "x").cluster()
     write_corpus(corpus, 120, seed=1)
     with pytest.raises(CorpusError, match="--overwrite"):
         llmindex.build(corpus, tmp_path / "x", encoder=encoder)
@@ -175,6 +177,25 @@ def test_ctrl_c_commits_and_the_same_call_goes_on(encoder: Encoder, tmp_path: Pa
     assert report.added + stopped.value.committed == report.documents == 960
     llmindex.build(corpus, tmp_path / "whole", encoder=encoder)
     assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+def test_a_build_mends_a_damaged_faiss_file(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    (file,) = (tmp_path / "x" / "faiss").iterdir()
+    file.write_bytes(b"half")
+    assert llmindex.build(corpus, tmp_path / "x", encoder=encoder).complete_before
+    assert verify(tmp_path / "x").problems == ()
+
+
+def test_any_kind_of_index_that_faiss_can_make(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    index = llmindex.open(tmp_path / "x")
+    for factory in ("SQfp16", "IVF4,SQfp16", "HNSW8,SQ8", "PCA8,Flat"):
+        assert index.reindex(factory=factory).factory == factory
+        assert len(index.search("fox", k=3)[0]) == 3
+    with pytest.raises(UsageError, match="needs at least 999"):
+        llmindex.build(corpus, tmp_path / "y", encoder=encoder, factory="IVF999,Flat")
+    assert not (tmp_path / "y").exists()
 
 
 def test_a_second_writer_is_refused(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ def test_queries_take_the_query_prompt(tiny_model: Path) -> None:
 
 def test_empty_list_and_empty_text(tiny_model: Path) -> None:
     encoder = load(tiny_model, prompt="none")
+    with pytest.raises(UsageError, match="a list of strings"):
+        encoder.encode("one text")
     assert encoder.encode([]).shape == (0, 32)
     assert np.linalg.norm(encoder.encode([""])) == pytest.approx(1, abs=1e-5)
 

@@ -144,3 +144,9 @@ def test_planning_does_not_load_faiss() -> None:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
     assert planner.EXACT_UP_TO == 50_000
+
+
+@pytest.mark.parametrize("factory", ["HNSW0", "HNSW1,Flat", "IVF0,Flat", "\udcff", "Flät"])
+def test_strings_that_would_crash_faiss_never_reach_it(factory: str) -> None:
+    with pytest.raises(UsageError, match="unknown FAISS factory string"):
+        check_factory(factory, 8)

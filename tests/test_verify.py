@@ -30,8 +30,10 @@ def index(tmp_path: Path) -> Path:
         sha256 = hash_file(folder / "faiss/a.faiss")
         writer.set_index(IndexRecord("faiss/a.faiss", sha256, 5, "Flat", "", vectors_id, 0.95, 1.0))
     (folder / "clusters").mkdir()
-    (folder / "clusters/default.json").write_text(json.dumps({"built_from": vectors_id}))
-    pq.write_table(pa.table({"row": list(range(6))}), folder / "clusters/default.parquet")
+    labels = folder / "clusters/default.parquet"
+    pq.write_table(pa.table({"row": list(range(6))}), labels)
+    summary = {"built_from": vectors_id, "sha256": {labels.name: hash_file(labels)}}
+    (folder / "clusters/default.json").write_text(json.dumps(summary))
     return folder
 
 
@@ -107,9 +109,7 @@ def test_a_damaged_clustering(index: Path, content: bytes) -> None:
 def test_the_labels_of_a_clustering(index: Path) -> None:
     labels = index / "clusters/default.parquet"
     pq.write_table(pa.table({"row": [0]}), labels)
-    assert problem(index).startswith(f"{labels}: has 1 rows instead of 6; run")
-    labels.write_bytes(b"x")
-    assert problem(index).startswith(f"{labels}: is damaged; run")
+    assert problem(index).startswith(f"{labels}: has changed since it was written (its sha256 differs); run")
     labels.unlink()
     assert problem(index).startswith(f"{labels}: is missing; run")
 

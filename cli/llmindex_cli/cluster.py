@@ -39,15 +39,13 @@ _COLUMNS = (
     "--min-cluster-size",
     type=click.IntRange(min=2),
     metavar="N",
-    help="The least documents that make a cluster. [default: 5 to 10, more for large corpora]",
+    help="The least documents that make a cluster. [default: a quarter of the root of all documents]",
 )
 @click.option(
     "--min-samples",
     type=click.IntRange(min=1),
     metavar="N",
-    default=DEFAULT_MIN_SAMPLES,
-    show_default=True,
-    help="Neighbours that make a place dense, the document itself not counted; fewer mean less noise.",
+    help=f"Neighbours that make a place dense, the document itself not counted. [default: {DEFAULT_MIN_SAMPLES}]",
 )
 @click.option(
     "--selection",

@@ -14,6 +14,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Any, Literal
@@ -181,7 +182,8 @@ def _scalar(value: Any) -> Any:  # noqa: ANN401
 def note(message: str) -> None:
     """A hint for the person at the terminal, on standard error; not with -q."""
     if not is_quiet() and sys.stderr is not None:
-        sys.stderr.write(one_line(message) + "\n")
+        with suppress(OSError):
+            sys.stderr.write(one_line(message) + "\n")
 
 
 def is_quiet() -> bool:
@@ -234,7 +236,8 @@ class _StderrHandler(logging.Handler):
         if sys.stderr is None:
             return
         name = "" if record.name.startswith("llmindex") else f"{record.name}: "
-        sys.stderr.write(one_line(f"{record.levelname.capitalize()}: {name}{record.getMessage()}") + "\n")
+        with suppress(OSError):
+            sys.stderr.write(one_line(f"{record.levelname.capitalize()}: {name}{record.getMessage()}") + "\n")
 
 
 def configure(*, quiet: bool, verbose: int) -> None:

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from llmindex.progress import Progress, ProgressCallback
@@ -124,8 +124,9 @@ def progress() -> Iterator[ProgressCallback | None]:
 
 
 def _write_line(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # whoever read our progress has gone: no reason to stop the work
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -192,7 +192,13 @@ class Encoder:
         return self._backbone.bytes
 
     def tokenize(self, texts: Sequence[str], *, role: Role = "document") -> Tokens:
-        """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut."""
+        """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut.
+
+        Raises:
+            UsageError: the texts are one string instead of several.
+        """
+        if isinstance(texts, str):
+            raise UsageError("texts must be a list of strings, not one string")
         prefix, gap, suffix = self._parts[role]
         limit = self.spec.max_tokens
         kept = limit * _LONGEST_TOKEN

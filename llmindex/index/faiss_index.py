@@ -208,7 +208,7 @@ class VectorIndex:
         # A writer may have replaced the index since the store was opened, and removed the file.
         for manifest in (store.manifest, Manifest.load(store.path)):
             record = manifest.index
-            fault = _fault(store, record)
+            fault = fault_of(store, record)
             if record is not None and not fault:
                 return cls(_read(store, record))
         raise _stale(store, fault)
@@ -255,8 +255,8 @@ class VectorIndex:
                 self._lists.nprobe = tuned
 
 
-def _fault(store: VectorStore, record: IndexRecord | None) -> str:
-    """Why an index cannot be searched; empty if it can."""
+def fault_of(store: VectorStore, record: IndexRecord | None) -> str:
+    """Why an index cannot be searched, as the beginning of a sentence; empty if it can."""
     if record is None:
         return f"{store.path} has no search index yet"
     path = store.path / record.file
@@ -326,7 +326,7 @@ def _empty(faiss: Any, factory: str, dim: int) -> Index:  # noqa: ANN401
     index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     lists = faiss.try_extract_index_ivf(index)
     inner = index if lists is None else faiss.downcast_index(lists)
-    if hasattr(inner, "sq") and inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16:
+    if lists is not None and hasattr(inner, "sq") and inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16:
         # Stored vectors are float16 as they are; less their centroid they would be rounded once more.
         inner.by_residual = False
     # FAISS writes to stderr when k-means has fewer vectors than it would like.

@@ -87,6 +87,8 @@ def check_factory(factory: str, dim: int, count: int | None = None) -> None:
     numbers = [int(digits) for digits in re.findall(r"\d{1,20}", factory)]
     if len(factory) > _LONGEST_FACTORY or max(numbers, default=0) > _LARGEST_NUMBER:
         raise UsageError(f'FAISS factory string "{factory[:_LONGEST_FACTORY]}" asks for too much; --factory takes less')
+    if not factory.isascii() or re.search(r"HNSW[01](?!\d)|IVF0", factory):
+        raise UsageError(f"unknown FAISS factory string {factory!a}")  # FAISS itself would crash
     faiss = require_faiss()
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)

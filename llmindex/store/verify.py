@@ -140,22 +140,19 @@ def _check_clustering(path: Path, manifest: Manifest) -> Iterator[str]:
     try:
         values: Any = json.loads(path.read_bytes())
         built_from = values["built_from"]
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        hashes = {str(name): str(sha256) for name, sha256 in values["sha256"].items()}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         yield f"{path}: is damaged; {remedy}"
         return
-    labels = path.with_suffix(".parquet")
     if built_from != manifest.vectors_id:
         yield f"{path}: was made from other vectors than those stored; {remedy}"
         return
-    try:
-        rows = pq.read_metadata(labels).num_rows
-    except FileNotFoundError:
-        yield f"{labels}: is missing; {remedy}"
-    except (pa.ArrowException, OSError):
-        yield f"{labels}: is damaged; {remedy}"
-    else:
-        if rows != manifest.count:
-            yield f"{labels}: has {rows:,} rows instead of {manifest.count:,}; {remedy}"
+    for name, sha256 in sorted(hashes.items()):
+        file = path.with_name(Path(name).name)
+        if not file.is_file():
+            yield f"{file}: is missing; {remedy}"
+        elif hash_file(file) != sha256:
+            yield f"{file}: has changed since it was written (its sha256 differs); {remedy}"
 
 
 def _first_line(error: Exception) -> str:

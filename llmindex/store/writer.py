@@ -8,6 +8,7 @@ documents alone.
 """
 
 import errno
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -135,6 +136,7 @@ class VectorWriter:
             _check_replaceable(folder, overwrite)  # another process may have been faster
             # From here on the old files are leftovers, and readers that have them open keep them.
             manifest.save(folder)
+            shutil.rmtree(folder / "clusters", ignore_errors=True)
             writer = cls(folder, Manifest.load(folder), stack.pop_all())
         writer._prepare()
         return writer
