@@ -164,7 +164,7 @@ class VectorStore:
         """Columns of the documents: id, text, metadata."""
         return self._shards[0].schema if self._shards else _NO_DOCUMENTS
 
-    def iter_vectors(self, block_rows: int = 16_384) -> Iterator[Vectors]:
+    def iter_vectors(self, block_rows: int = 4_096) -> Iterator[Vectors]:
         """The vectors in row order, in blocks of at most ``block_rows``: each ``(m, dim) float32``."""
         for shard in self._shards:
             for batch in shard.batches([VECTOR], block_rows):
@@ -217,7 +217,7 @@ class VectorStore:
             UsageError: there is no such column.
         """
         names = self._check_columns(columns)
-        return (batch for shard in self._shards for batch in shard.batches(names, 16_384))
+        return (batch for shard in self._shards for batch in shard.batches(names, 4_096))
 
     def rows_of(self, ids: Sequence[str]) -> Rows:
         """Row numbers of documents, ``(len(ids),) int64``, in the order given.

@@ -1,10 +1,11 @@
 """How the tests here run the command line: in this process where that is enough, else as a real process."""
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -25,6 +26,19 @@ class Ended:
 
 
 Llmindex = Callable[..., Ended]
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_here() -> Iterator[None]:
+    """Runs in this process set up logging; the tests after these want none of it."""
+    root, ours = logging.getLogger(), logging.getLogger("llmindex")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            root.removeHandler(handler)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture
