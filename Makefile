@@ -64,5 +64,5 @@ lint: $(STAMP)  ## ruff: format check and lint
 types: $(STAMP)  ## mypy --strict
 	@$(BIN)/python -m mypy
 
-bench: $(STAMP)  ## run the benchmarks (long)
+bench: $(STAMP) demo  ## run the benchmarks (long; they need the evaluation data)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
