@@ -31,14 +31,13 @@ Llmindex = Callable[..., Ended]
 @pytest.fixture(autouse=True)
 def _logging_stays_here() -> Iterator[None]:
     """Runs in this process set up logging; the tests after these want none of it."""
-    root, ours = logging.getLogger(), logging.getLogger("llmindex")
-    handlers, levels = list(root.handlers), (root.level, ours.level)
     yield
+    root = logging.getLogger()
     for handler in root.handlers:
-        if handler not in handlers:
+        if type(handler).__module__.startswith("llmindex_cli"):
             root.removeHandler(handler)
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+    root.setLevel(logging.WARNING)
+    logging.getLogger("llmindex").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
