@@ -1,9 +1,13 @@
 """Fixtures that every test folder shares: a tiny random decoder, and the place of the shared evaluation data."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test run never asks a model hub for anything.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
