@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmindex.cluster.clustering import ClusterOptions as ClusterOptions
     from llmindex.corpus import CorpusOptions as CorpusOptions
     from llmindex.encode.encoder import Encoder as Encoder
-    from llmindex.encode.encoder import EncoderOptions as EncoderOptions
+    from llmindex.encode.settings import EncoderOptions as EncoderOptions
     from llmindex.encode.spec import EncoderSpec as EncoderSpec
     from llmindex.errors import LlmindexError as LlmindexError
     from llmindex.progress import Progress as Progress
@@ -30,7 +30,7 @@ _PLACES = {
     "Clustering": "llmindex.cluster.clustering",
     "CorpusOptions": "llmindex.corpus",
     "Encoder": "llmindex.encode.encoder",
-    "EncoderOptions": "llmindex.encode.encoder",
+    "EncoderOptions": "llmindex.encode.settings",
     "EncoderSpec": "llmindex.encode.spec",
     "Hit": "llmindex.records",
     "Index": "llmindex.api",

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from llmindex.corpus import Corpus, CorpusOptions, Position
-from llmindex.encode.encoder import Encoder, EncoderOptions
+from llmindex.encode.encoder import Encoder
+from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import BuildInterrupted, CorpusError, SpecMismatch, UsageError
 from llmindex.index import faiss_index, planner
 from llmindex.pipeline import Pipeline
@@ -140,6 +141,7 @@ def build(
             try:
                 if not complete:
                     added = _encode(opened, model, writer, seconds, on_progress)
+                del model  # its memory is the index's now, unless the caller keeps it
                 indexing = time.perf_counter()
                 record = _index(path, writer, factory, recall, on_progress)
             except KeyboardInterrupt as interrupt:

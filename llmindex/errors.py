@@ -6,6 +6,8 @@
     ├── UsageError        an option or argument has a value that cannot work
     ├── CorpusError       a source file cannot be read as documents (names file, row or column)
     ├── ModelError        a backbone or tokenizer cannot be found or loaded
+    │   └── AdapterError  a LoRA adapter cannot be read, or does not fit the backbone
+    ├── RecipeError       a training recipe has an unknown key or an impossible value
     ├── MissingPackage    an optional package is needed and absent, or two packages clash
     ├── IndexNotFound     no index folder there
     ├── IndexLocked       another process is writing to the index
@@ -33,6 +35,14 @@ class CorpusError(LlmindexError):
 
 class ModelError(LlmindexError):
     """A backbone or its tokenizer cannot be found or loaded."""
+
+
+class AdapterError(ModelError):
+    """A LoRA adapter cannot be read, or does not fit the backbone."""
+
+
+class RecipeError(LlmindexError):
+    """A training recipe has an unknown key or an impossible value."""
 
 
 class MissingPackage(LlmindexError):
@@ -67,7 +77,11 @@ class StorageError(LlmindexError):
     """The disk refused a write."""
 
 
-class BuildInterrupted(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C reached work that can go on later; the message says what is kept."""
+
+
+class BuildInterrupted(Interrupted):
     """Ctrl-C reached a build; what had been encoded is committed.
 
     Attributes:
@@ -76,4 +90,4 @@ class BuildInterrupted(KeyboardInterrupt):
 
     def __init__(self, committed: int) -> None:
         self.committed = committed
-        super().__init__(f"interrupted; {committed:,} documents are stored")
+        super().__init__("1 document is stored" if committed == 1 else f"{committed:,} documents are stored")

@@ -15,6 +15,7 @@ class Progress:
         unit: what is counted: "documents", "vectors", "files".
         tokens: model tokens processed in this run so far; 0 where the stage has none.
         fresh: units finished by this run alone (``done`` less what was resumed), for rates.
+        detail: what else is to be said of the moment, such as a training's loss; "" for nothing.
     """
 
     stage: str
@@ -23,6 +24,7 @@ class Progress:
     unit: str = "documents"
     tokens: int = 0
     fresh: int | None = None
+    detail: str = ""
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -76,7 +76,7 @@ def command(
     """
     from llmindex import builder
     from llmindex.corpus import CorpusOptions
-    from llmindex.encode.encoder import EncoderOptions
+    from llmindex.encode.settings import EncoderOptions
 
     arguments = {
         "encoder": EncoderOptions(**encoder),

@@ -73,7 +73,8 @@ def command(
     options = CorpusOptions(text_columns, id_column, on_bad_row)  # type: ignore[arg-type]
     with progress() as on_progress, closing(Corpus.open([file], options, on_progress)) as corpus:
         # Not before the corpus has proved readable: torch takes seconds to load.
-        from llmindex.encode.encoder import Encoder, EncoderOptions
+        from llmindex.encode.encoder import Encoder
+        from llmindex.encode.settings import EncoderOptions
 
         loaded = Encoder.from_options(EncoderOptions(**encoder))
         sink_type = ParquetSink if output.suffix == ".parquet" else NpySink

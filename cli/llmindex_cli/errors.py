@@ -9,7 +9,7 @@ from functools import singledispatch
 
 import click
 
-from llmindex.errors import BuildInterrupted, LlmindexError, UsageError
+from llmindex.errors import Interrupted, LlmindexError, UsageError
 from llmindex_cli.console import one_line
 
 
@@ -66,9 +66,8 @@ def _interrupted(error: KeyboardInterrupt) -> Answer:
 
 
 @explain.register
-def _build_interrupted(error: BuildInterrupted) -> Answer:
-    stored = "1 document is" if error.committed == 1 else f"{error.committed:,} documents are"
-    return Answer(f"Interrupted: {stored} stored; run the same command again to go on", 130)
+def _interrupted_work(error: Interrupted) -> Answer:
+    return Answer(f"Interrupted: {one_line(str(error))}; run the same command again to go on", 130)
 
 
 @explain.register

@@ -268,9 +268,14 @@ def _encoder_option(name: str, **attributes: Any) -> tuple[str, Decorator]:  # n
 
 _ENCODER_OPTIONS: list[tuple[str, Decorator]] = [
     _encoder_option(
-        "model", type=ModelType(), default="default", show_default=True, help="default, a hub name or a model folder."
+        "model",
+        type=ModelType(),
+        default="default",
+        show_default=True,
+        help="default, a hub name, or the folder of a model or an adapter.",
     ),
     _encoder_option("revision", metavar="REV", help="Branch, tag or commit of a hub model."),
+    _encoder_option("adapter", metavar="FOLDER", help="LoRA adapter to merge into the model."),
     _encoder_option(
         "prompt", type=PromptType(), help="Prompt around each document: a name (see `llmindex prompts`) or a template."
     ),

@@ -61,7 +61,7 @@ class Stage:
             parts.append(f"{_rate(self.token_rate)} tokens/s")
         if self.rate and last.total is not None and last.total > last.done:
             parts.append(f"{duration((last.total - last.done) / self.rate)} left")
-        return parts
+        return [*parts, last.detail] if last.detail else parts
 
 
 def _brief(stage: Stage) -> str:

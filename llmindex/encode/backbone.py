@@ -1,8 +1,9 @@
 """The decoder and its tokenizer, cut down to what encoding needs.
 
-No LM head, no cache, no states of other layers; where a middle layer is asked for, the layers above it are dropped and
-never run. What the model can see is measured, not believed: a probe changes a text's last token and looks whether the
-first token's state moves. Only a model that does not look ahead may be fed padded batches without a mask.
+No LM head, no cache, no states of other layers; an adapter is merged into the weights. Where a middle layer is asked
+for, the layers above it are dropped and never run. What the model can see is measured, not believed: a probe changes a
+text's last token and looks whether the first token's state moves. Only a model that does not look ahead may be fed
+padded batches without a mask.
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmindex.encode import adapter as adapters
+from llmindex.encode.adapter import Adapter
 from llmindex.encode.device import Placement
 from llmindex.encode.models import one_line
 from llmindex.encode.spec import Attention
-from llmindex.errors import ModelError, UsageError
+from llmindex.errors import AdapterError, ModelError, UsageError
 
 
 class Tokenizer:
@@ -52,9 +55,10 @@ class Tokenizer:
 
 
 class Backbone:
-    """A decoder that gives one layer's token states.
+    """A decoder that gives one layer's token states, with gradients where the caller wants them.
 
     Attributes:
+        model: the transformers model.
         hidden_size: D, the length of a token state.
         layer: the one whose states come out, as -1 for the last or counted from 0, the embeddings.
         max_positions: the most tokens the model was made for, or None where its configuration does not say.
@@ -67,6 +71,7 @@ class Backbone:
         *,
         layer: int = -1,
         attention: Attention = "causal",
+        adapter: Adapter | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         """Load the decoder.
@@ -76,19 +81,23 @@ class Backbone:
             placement: device and dtype.
             layer: -1 the last (after the final norm), 0 the embeddings, k the k-th layer's output.
             attention: "causal" or "bidirectional".
+            adapter: merged into the weights.
             trust_remote_code: run Python files of the model's folder.
 
         Raises:
             ModelError: it cannot be loaded, or does not attend as asked.
+            AdapterError: the adapter does not fit, or does not move the output.
             UsageError: it has no such layer.
         """
-        self._model: Any = _load(folder, placement, attention, trust_remote_code)
+        self.model: Any = _load(folder, placement, attention, trust_remote_code)
         self._device = placement.device
         self._folder = folder
-        config = self._model.config.get_text_config()
+        config = self.model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self._capture: _Capture | None = None
+        if adapter is not None:
+            self._merge(adapter)
         layers = int(config.num_hidden_layers)
         self.layer = _canonical(layer, layers)
         if self.layer != -1:
@@ -104,13 +113,12 @@ class Backbone:
     @property
     def bytes(self) -> int:
         """Memory of the weights."""
-        return sum(parameter.nbytes for parameter in self._model.parameters())
+        return sum(parameter.nbytes for parameter in self.model.parameters())
 
-    @torch.inference_mode()
     def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Token states ``(B, T, D)`` of right-padded rows; the states of padding mean nothing."""
         mask = mask_BT if self._needs_mask else None
-        output = self._model(input_ids=ids_BT, attention_mask=mask, use_cache=False)
+        output = self.model(input_ids=ids_BT, attention_mask=mask, use_cache=False)
         if self._capture is not None:
             return self._capture.take()
         states: Tensor = output.last_hidden_state
@@ -118,28 +126,39 @@ class Backbone:
 
     def _cut_above(self, layer: int, layers: int) -> None:
         """Drop the layers above ``layer`` and catch its output before the final norm."""
-        stacks = [module for module in self._model.modules() if isinstance(module, nn.ModuleList)]
+        stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
         stack = next((module for module in stacks if len(module) == layers), None)
         if stack is None:
-            raise UsageError(f"--layer {layer}: cannot tell the layers of {type(self._model).__name__}; use -1")
+            raise UsageError(f"--layer {layer}: cannot tell the layers of {type(self.model).__name__}; use -1")
         self._capture = _Capture()
         if layer == 0:
-            self._model.get_input_embeddings().register_forward_hook(self._capture)
+            self.model.get_input_embeddings().register_forward_hook(self._capture)
         else:
             stack[layer - 1].register_forward_hook(self._capture)
         del stack[max(layer, 1) :]
-        self._model.config.get_text_config().num_hidden_layers = len(stack)
+        self.model.config.get_text_config().num_hidden_layers = len(stack)
+
+    def _merge(self, adapter: Adapter) -> None:
+        before_BTD = self._probe()
+        adapters.merge(self.model, adapter)
+        if torch.equal(before_BTD, self._probe()):
+            raise AdapterError(f'adapter "{adapter.folder}" does not change what "{self._folder}" computes')
 
     def _looks_ahead(self) -> bool:
-        ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=self._device)
-        self._needs_mask = False
-        try:
-            first_BD = self(ids, torch.ones_like(ids))[:, 0].float()
-        except Exception as error:  # whatever the model's own code raises when fed with tokens
-            raise ModelError(f'model "{self._folder}" does not run as a text decoder: {one_line(error)}') from error
+        first_BD = self._probe()[:, 0]
         if not torch.isfinite(first_BD).all():
             raise ModelError(f'model "{self._folder}" gives values that are not finite: its weights are damaged')
         return not torch.allclose(first_BD[0], first_BD[1], rtol=1e-3, atol=1e-5)
+
+    @torch.inference_mode()
+    def _probe(self) -> Tensor:
+        """States ``(2, 4, D) float32`` of two rows that differ in their last token alone."""
+        ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=self._device)
+        self._needs_mask = False
+        try:
+            return self(ids, torch.ones_like(ids)).float()
+        except Exception as error:  # whatever the model's own code raises when fed with tokens
+            raise ModelError(f'model "{self._folder}" does not run as a text decoder: {one_line(error)}') from error
 
 
 def _canonical(layer: int, layers: int) -> int:

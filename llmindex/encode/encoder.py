@@ -8,7 +8,6 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmindex.encode import adapter as adapters
 from llmindex.encode import batching, device, models, prompts
+from llmindex.encode.adapter import Adapter
 from llmindex.encode.backbone import Backbone, Tokenizer
 from llmindex.encode.pooling import POOLERS, pooled_width
-from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention, EncoderSpec, Pooling
+from llmindex.encode.settings import EncoderOptions, Settings
+from llmindex.encode.spec import Attention, EncoderSpec, Pooling
 from llmindex.errors import ModelError, SpecMismatch, UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Tokens, Vectors
@@ -29,48 +31,9 @@ logger = logging.getLogger(__name__)
 
 Role = Literal["document", "query"]
 
-# Chosen for the embedded default on clustering and retrieval sets: benchmarks/RESULTS.md, "Prompt, pooling and layer".
-DEFAULT_PROMPT = "cluster"
-DEFAULT_QUERY_PROMPT = "none"
-DEFAULT_POOLING: Pooling = "weighted_mean"
-DEFAULT_MAX_TOKENS = 512
-
 _WINDOW = 2048
 # No subword vocabulary in use has longer entries; text beyond max_tokens of them cannot be kept, so is not tokenised.
 _LONGEST_TOKEN = 128
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderOptions:
-    """What a caller asks for; None takes the default.
-
-    Attributes:
-        model: "default", a hub name, or a local model folder.
-        revision: branch, tag or commit of a hub model.
-        prompt: name or template for documents.
-        query_prompt: the same for queries; None takes the prompt where that was given, else the default.
-        pooling: one of ``POOLINGS``.
-        layer: whose states are pooled, -1 for the last.
-        attention: "causal" or "bidirectional".
-        max_tokens: tokens of each text that are kept.
-        dim: cut the vectors to their first ``dim`` values (Matryoshka).
-        dtype: "auto", "float32", "bfloat16" or "float16".
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        trust_remote_code: run the Python files that come with the model.
-    """
-
-    model: str = models.DEFAULT
-    revision: str | None = None
-    prompt: str | None = None
-    query_prompt: str | None = None
-    pooling: Pooling | None = None
-    layer: int | None = None
-    attention: Attention | None = None
-    max_tokens: int | None = None
-    dim: int | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
 
 
 class Encoder:
@@ -79,6 +42,7 @@ class Encoder:
     Attributes:
         spec: everything that decides the vectors.
         placement: device, dtype and batch size.
+        backbone: the decoder; training changes its weights.
     """
 
     def __init__(
@@ -87,7 +51,7 @@ class Encoder:
         self.spec = spec
         self.placement = placement
         self._tokenizer = tokenizer
-        self._backbone = backbone
+        self.backbone = backbone
         self._budget = placement.token_budget
         self._parts = {
             "document": _wrapping(tokenizer, spec.prompt, spec.pooling),
@@ -107,43 +71,43 @@ class Encoder:
     @classmethod
     def from_options(cls, options: EncoderOptions) -> "Encoder":
         """Load an encoder; raises as :meth:`load`."""
-        pooling = options.pooling or DEFAULT_POOLING
-        attention = options.attention or "causal"
-        _check_choice("pooling", pooling, POOLINGS)
-        _check_choice("attention", attention, ATTENTIONS)
-        prompt = prompts.resolve(options.prompt or DEFAULT_PROMPT)
-        query_prompt = prompts.resolve(options.query_prompt or options.prompt or DEFAULT_QUERY_PROMPT)
-        local = models.locate(options.model, options.revision, trust_remote_code=options.trust_remote_code)
+        found = models.find(
+            options.model, options.revision, options.adapter, trust_remote_code=options.trust_remote_code
+        )
+        wanted = Settings.choose(options, found.spec)
         placement = device.resolve(options.device, options.dtype)
         tokenizer, backbone = _load_parts(
-            local,
+            found.local,
             placement,
-            layer=-1 if options.layer is None else options.layer,
-            attention=attention,
+            layer=wanted.layer,
+            attention=wanted.attention,
+            adapter=found.adapter,
             trust_remote_code=options.trust_remote_code,
         )
-        width = pooled_width(pooling, backbone.hidden_size)
-        dim = _at_least_one("--dim", options.dim, width)
+        width = pooled_width(wanted.pooling, backbone.hidden_size)
+        dim = _at_least_one("--dim", options.dim, min(wanted.dim or width, width))
         if dim > width:
             raise UsageError(f"--dim {dim} is larger than the {width} values that this model and pooling give")
-        room = _room(tokenizer, backbone, pooling, (prompt, query_prompt))
+        room = _room(tokenizer, backbone, wanted.pooling, (wanted.prompt, wanted.query_prompt))
         if room < 1:
             limit = backbone.max_positions
             raise UsageError(f"the prompt leaves no room for a text in the {limit:,} tokens of the model; shorten it")
-        max_tokens = _at_least_one("--max-tokens", options.max_tokens, min(DEFAULT_MAX_TOKENS, room))
+        max_tokens = _at_least_one("--max-tokens", options.max_tokens, min(wanted.max_tokens, room))
         if max_tokens > room:
             raise UsageError(
                 f"--max-tokens {max_tokens} is more than the model and the prompt leave room for: {room:,}"
             )
         spec = EncoderSpec(
-            backbone=_lasting_name(options.model, local),
-            revision=options.revision,
-            backbone_sha256=local.sha256,
-            prompt=prompt,
-            query_prompt=query_prompt,
-            pooling=pooling,
+            backbone=found.backbone,
+            revision=found.revision,
+            backbone_sha256=found.local.sha256,
+            adapter=str(found.adapter.folder) if found.adapter else None,
+            adapter_sha256=found.adapter.sha256 if found.adapter else None,
+            prompt=wanted.prompt,
+            query_prompt=wanted.query_prompt,
+            pooling=wanted.pooling,
             layer=backbone.layer,
-            attention=attention,
+            attention=wanted.attention,
             max_tokens=max_tokens,
             dim=dim,
         )
@@ -161,22 +125,21 @@ class Encoder:
         """Load the very encoder that a spec describes.
 
         Raises:
-            ModelError: its backbone is not there any more.
-            SpecMismatch: its backbone has changed since.
+            ModelError: its backbone or its adapter is not there any more.
+            SpecMismatch: its backbone or its adapter has changed since.
         """
         local = models.locate(spec.backbone, spec.revision, trust_remote_code=trust_remote_code)
-        if local.sha256 != spec.backbone_sha256:
-            raise SpecMismatch(
-                f'model "{spec.backbone}" is not the one the vectors were made with (fingerprint '
-                f"{local.sha256[:16]}, not {spec.backbone_sha256[:16]}): put the old model back, or build afresh "
-                "with --overwrite"
-            )
+        _check_unchanged(f'model "{spec.backbone}"', local.sha256, spec.backbone_sha256)
+        adapter = adapters.read(Path(spec.adapter)) if spec.adapter is not None else None
+        if adapter is not None:
+            _check_unchanged(f'adapter "{spec.adapter}"', adapter.sha256, spec.adapter_sha256)
         placement = device.resolve(device_name, dtype)
         tokenizer, backbone = _load_parts(
             local,
             placement,
             layer=spec.layer,
             attention=spec.attention,
+            adapter=adapter,
             trust_remote_code=trust_remote_code,
         )
         return cls(spec, tokenizer, backbone, placement)
@@ -189,7 +152,7 @@ class Encoder:
     @property
     def memory_bytes(self) -> int:
         """Memory of the model's weights."""
-        return self._backbone.bytes
+        return self.backbone.bytes
 
     def tokenize(self, texts: Sequence[str], *, role: Role = "document") -> Tokens:
         """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut.
@@ -296,15 +259,17 @@ class Encoder:
         ids_BT, mask_BT, span_BT = (
             torch.from_numpy(array.astype(np.int64)).to(self.placement.device) for array in (ids, mask, span)
         )
-        return self._backbone(ids_BT, mask_BT), mask_BT, span_BT
+        return self.backbone(ids_BT, mask_BT), mask_BT, span_BT
+
+    def embed(self, tokens: Tokens, batch: NDArray[np.int64]) -> Tensor:
+        """Embeddings ``(B, dim) float32`` of some rows, with gradients unless the caller has turned them off."""
+        pooled_BD = POOLERS[self.spec.pooling](*self.token_states(tokens, batch))[:, : self.spec.dim]
+        return torch.nn.functional.normalize(pooled_BD, dim=1) if self.spec.normalize else pooled_BD
 
     @torch.inference_mode()
     def _forward_batch(self, tokens: Tokens, batch: NDArray[np.int64]) -> Vectors:
-        pooled = POOLERS[self.spec.pooling](*self.token_states(tokens, batch))[:, : self.spec.dim]
-        if self.spec.normalize:
-            pooled = torch.nn.functional.normalize(pooled, dim=1)
-        result: Vectors = pooled.cpu().numpy()
-        return result
+        vectors: Vectors = self.embed(tokens, batch).cpu().numpy()
+        return vectors
 
     def _halve(self, batch: NDArray[np.int64], tokens: Tokens, error: RuntimeError) -> list[NDArray[np.int64]]:
         """Two halves of a batch that did not fit into memory; smaller batches from then on."""
@@ -353,21 +318,27 @@ def _load_parts(
     *,
     layer: int,
     attention: Attention,
+    adapter: Adapter | None,
     trust_remote_code: bool,
 ) -> tuple[Tokenizer, Backbone]:
     tokenizer = Tokenizer(local.folder, trust_remote_code=trust_remote_code)
-    backbone = Backbone(local.folder, placement, layer=layer, attention=attention, trust_remote_code=trust_remote_code)
+    backbone = Backbone(
+        local.folder,
+        placement,
+        layer=layer,
+        attention=attention,
+        adapter=adapter,
+        trust_remote_code=trust_remote_code,
+    )
     return tokenizer, backbone
 
 
-def _lasting_name(model: str, local: models.LocalModel) -> str:
-    """A local folder by its absolute path, so that the index can be used from any working directory."""
-    return str(local.folder) if Path(model).is_dir() and model != models.DEFAULT else model
-
-
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f'unknown {option} "{value}"; one of {", ".join(choices)}')
+def _check_unchanged(what: str, sha256: str, recorded: str | None) -> None:
+    if sha256 != recorded:
+        raise SpecMismatch(
+            f"{what} is not the one the vectors were made with (fingerprint {sha256[:16]}, not "
+            f"{str(recorded)[:16]}): put the old one back, or build afresh with --overwrite"
+        )
 
 
 def _at_least_one(option: str, value: int | None, default: int) -> int:

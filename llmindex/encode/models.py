@@ -3,17 +3,20 @@
 ``default`` is the embedded backbone; a path is a local folder; anything else is a name on the Hugging Face hub, of
 which only configuration, tokenizer and safetensors are fetched, never pickles, and Python files only where the caller
 trusts them. The identity is what the manifest keeps, so that a changed model is noticed before it answers a query.
+An adapter, or the encoder.json of an encoder, can be named in place of a model: it leads to its backbone.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmindex.encode import embedded
-from llmindex.errors import ModelError
+from llmindex.encode import adapter, embedded
+from llmindex.encode.adapter import Adapter
+from llmindex.encode.spec import EncoderSpec
+from llmindex.errors import AdapterError, ModelError
 
 DEFAULT = "default"
 
@@ -40,6 +43,25 @@ class LocalModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What a name led to.
+
+    Attributes:
+        backbone: the backbone's name, valid from any working directory.
+        revision: of a hub backbone.
+        local: the backbone on this machine.
+        adapter: what is to be merged into it, or None.
+        spec: the encoder that was named, or that the adapter was trained as; None where nothing says.
+    """
+
+    backbone: str
+    revision: str | None
+    local: LocalModel
+    adapter: Adapter | None = None
+    spec: EncoderSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A line for the list of models at hand.
 
@@ -54,6 +76,64 @@ class ModelInfo:
     installed: bool
     where: str
     note: str
+
+
+def find(
+    name: str, revision: str | None = None, adapter_folder: str | None = None, *, trust_remote_code: bool = False
+) -> Found:
+    """What ``--model`` and ``--adapter`` name: a backbone, an adapter on its own backbone or on another, an encoder.
+
+    Args:
+        name: "default", a hub name, a model folder, an adapter's folder, or an encoder.json.
+        revision: branch, tag or commit of a hub model.
+        adapter_folder: an adapter for the backbone of that name.
+        trust_remote_code: fetch the Python files of a hub model as well.
+
+    Raises:
+        ModelError: the backbone cannot be found or fetched.
+        AdapterError: the adapter cannot be read, or was trained on another backbone.
+    """
+    if adapter_folder is None and Path(name).suffix == ".json" and Path(name).is_file():
+        spec = adapter.read_spec(Path(name))
+        found = find(spec.backbone, spec.revision, spec.adapter, trust_remote_code=trust_remote_code)
+        _check_same(found.local, found.adapter, spec, name)
+        return replace(found, spec=spec)
+    if adapter_folder is None and not adapter.is_adapter(Path(name)):
+        local = locate(name, revision, trust_remote_code=trust_remote_code)
+        return Found(_lasting_name(name, local), revision, local)
+    folder = Path(adapter_folder or name).resolve()
+    if not adapter.is_adapter(folder):
+        raise AdapterError(f'no adapter "{adapter_folder}": not a folder with {adapter.CONFIG_NAME}')
+    made = adapter.read(folder)
+    trained_as = folder / adapter.SPEC_NAME
+    trained = adapter.read_spec(trained_as) if trained_as.is_file() else None
+    if adapter_folder is None:
+        name = (trained.backbone if trained else made.base) or ""
+        revision = trained.revision if trained else revision
+        if not name:
+            raise AdapterError(f'adapter "{folder}" does not say what it was trained on; use --model BASE --adapter')
+    local = locate(name, revision, trust_remote_code=trust_remote_code)
+    if trained is not None:
+        _check_same(local, made, trained, trained_as)
+    return Found(_lasting_name(name, local), revision, local, made, trained)
+
+
+def _check_same(local: LocalModel, made: Adapter | None, spec: EncoderSpec, file: str | Path) -> None:
+    """Refuse an encoder whose backbone or adapter is not the one that its encoder.json was written for."""
+    if local.sha256 != spec.backbone_sha256:
+        raise AdapterError(
+            f'{file} was made for another backbone (fingerprint {spec.backbone_sha256[:16]}) than "{local.folder}" '
+            f"({local.sha256[:16]})"
+        )
+    if (made.sha256 if made else None) != spec.adapter_sha256:
+        raise AdapterError(
+            f"{file} was written for other adapter weights than those there: they are damaged or mixed up"
+        )
+
+
+def _lasting_name(name: str, local: LocalModel) -> str:
+    """A local folder by its absolute path, so that an index can be used from any working directory."""
+    return str(local.folder) if Path(name).is_dir() and name != DEFAULT else name
 
 
 def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> LocalModel:

@@ -20,7 +20,9 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 # Where a backbone lies says nothing about what it computes: a moved folder keeps its fingerprint.
-_LOCATION_FIELDS = ("backbone", "revision")
+_LOCATION_FIELDS = ("backbone", "revision", "adapter")
+# Absent from the specs of encoders that were never adapted.
+_OPTIONAL_FIELDS = {"adapter", "adapter_sha256"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class EncoderSpec:
         max_tokens: tokens of the text that are kept; the prompt comes on top of them.
         dim: length of the vectors; below the pooled width it is a Matryoshka cut before normalising.
         normalize: whether vectors have unit length.
+        adapter: folder of the LoRA adapter that is merged into the backbone, or None.
+        adapter_sha256: identity of the adapter.
     """
 
     backbone: str
@@ -53,15 +57,18 @@ class EncoderSpec:
     max_tokens: int
     dim: int
     normalize: bool = True
+    adapter: str | None = None
+    adapter_sha256: str | None = None
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that two specs share only if they give the same vectors."""
-        identity = {key: value for key, value in asdict(self).items() if key not in _LOCATION_FIELDS}
+        identity = {key: value for key, value in self.to_json().items() if key not in _LOCATION_FIELDS}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as JSON values."""
-        return asdict(self)
+        """The spec as JSON values; without the adapter's where there is none."""
+        values = asdict(self)
+        return {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL_FIELDS}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "EncoderSpec":
@@ -71,6 +78,6 @@ class EncoderSpec:
             UsageError: a field is missing or unknown.
         """
         names = {field.name for field in fields(cls)}
-        if wrong := sorted(names ^ set(values)):
+        if wrong := sorted((names ^ set(values)) - _OPTIONAL_FIELDS):
             raise UsageError(f"encoder spec: missing or unknown field {', '.join(wrong)}")
         return cls(**values)

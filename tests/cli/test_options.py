@@ -60,7 +60,7 @@ def test_several_indexes_are_listed(llmindex: Llmindex, tmp_path: Path) -> None:
 
 
 def test_encoder_options_are_those_of_the_library() -> None:
-    from llmindex.encode.encoder import EncoderOptions
+    from llmindex.encode.settings import EncoderOptions
 
     taken: dict[str, Any] = {}
 

@@ -1,0 +1,178 @@
+"""LoRA adapters: found, understood, and merged into the weights of a backbone.
+
+transformers and peft load an adapter whose keys do not fit with a warning at most, and the result is the bare
+backbone. Here every tensor of the adapter must find its weight, and nothing may be left over, or the adapter is
+refused. A merged encoder is as fast as its backbone, and needs no package but torch.
+
+The change of a weight W is ``scale * B @ A`` (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmindex.encode.spec import EncoderSpec
+from llmindex.errors import AdapterError, UsageError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+SPEC_NAME = "encoder.json"
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter's folder, read as far as needed to know what it is.
+
+    Attributes:
+        folder: holds the configuration and the weights in safetensors.
+        config: peft's configuration.
+        sha256: identity of the configuration that counts and of the weights.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    sha256: str
+
+    @property
+    def base(self) -> str | None:
+        """Name of the backbone that it was trained on, as the tool that made it noted it."""
+        name = self.config.get("base_model_name_or_path")
+        return str(name) if name else None
+
+    def scale(self, module: str, rank: int) -> float:
+        """What the product of a module's two factors is multiplied with."""
+        alpha = float(_for_module(self.config.get("alpha_pattern"), module, self.config["lora_alpha"]))
+        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is that of a peft adapter."""
+    return (folder / CONFIG_NAME).is_file()
+
+
+def read(folder: Path) -> Adapter:
+    """Read an adapter's configuration and take its identity.
+
+    Raises:
+        AdapterError: it is damaged, or of a kind that is more than two factors for a weight.
+    """
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise AdapterError(
+            f'adapter "{folder}" has no {WEIGHTS_NAME}'
+            + (" (adapter_model.bin can run code and is not read)" if (folder / "adapter_model.bin").exists() else "")
+        )
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        kind = str(config["peft_type"])
+        alpha = float(config["lora_alpha"]) if kind == "LORA" else 0.0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f'adapter "{folder}" is damaged: {CONFIG_NAME}: {error}') from error
+    _check_plain(folder, kind, config)
+    counted = [alpha, config.get("alpha_pattern") or {}, bool(config.get("use_rslora"))]
+    counted.append(bool(config.get("fan_in_fan_out")))
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
+    digest.update(weights.read_bytes())
+    return Adapter(folder, config, digest.hexdigest())
+
+
+def read_spec(file: Path) -> EncoderSpec:
+    """The encoder.json that training or a sweep wrote.
+
+    Raises:
+        AdapterError: it is damaged.
+    """
+    try:
+        return EncoderSpec.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError, UsageError) as error:
+        raise AdapterError(f"{file} is damaged: {error}") from error
+
+
+def merge(model: Any, adapter: Adapter) -> None:  # noqa: ANN401 - a transformers model
+    """Add an adapter to the weights of a decoder, in place.
+
+    Keys of adapters that were trained on the decoder under a language-model head have one ``model.`` more; they are
+    matched without it.
+
+    Raises:
+        AdapterError: a tensor has no place in the decoder or another shape than its weight, a factor is missing, or
+            all factors are zero.
+    """
+    import torch
+
+    modules = dict(model.named_modules())
+    moved = False
+    with torch.no_grad():
+        for name, (down_RI, up_OR) in _factors(adapter).items():
+            weight = getattr(modules.get(name, modules.get(name.removeprefix("model."))), "weight", None)
+            if weight is None:
+                raise AdapterError(
+                    f'adapter "{adapter.folder}" does not fit {type(model).__name__}: the model has no "{name}"; '
+                    f"{_made_for(adapter)}"
+                )
+            delta = adapter.scale(name, len(down_RI)) * (up_OR.float() @ down_RI.float())
+            delta = delta.T if adapter.config.get("fan_in_fan_out") else delta
+            if delta.shape != weight.shape:
+                raise AdapterError(
+                    f'adapter "{adapter.folder}" does not fit {type(model).__name__}: "{name}" has the shape '
+                    f"{tuple(weight.shape)}, the adapter {tuple(delta.shape)}; {_made_for(adapter)}"
+                )
+            moved = moved or bool(delta.any())
+            # In float32, rounded once: a small change would vanish beside a bfloat16 weight step by step.
+            weight.copy_(weight.float() + delta.to(weight.device))
+    if not moved:
+        raise AdapterError(f'adapter "{adapter.folder}" changes nothing: all its weights are zero (never trained?)')
+
+
+def _factors(adapter: Adapter) -> dict[str, tuple[Any, Any]]:
+    """Both factors of each module: A ``(rank, in)`` and B ``(out, rank)``."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(adapter.folder / WEIGHTS_NAME)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f'adapter "{adapter.folder}" is damaged: {WEIGHTS_NAME}: {error}') from error
+    sides: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        if (match := _KEY.fullmatch(key)) is None:
+            raise AdapterError(f'adapter "{adapter.folder}" holds "{key}", which is no LoRA factor of a linear layer')
+        sides.setdefault(match["module"], {})[match["side"]] = tensor
+    for name, found in sides.items():
+        if set(found) != {"A", "B"} or found["A"].shape[0] != found["B"].shape[1]:
+            raise AdapterError(f'adapter "{adapter.folder}" is damaged: the two factors of "{name}" do not fit')
+    if not sides:
+        raise AdapterError(f'adapter "{adapter.folder}" is empty: {WEIGHTS_NAME} holds no tensors')
+    return {name: (found["A"], found["B"]) for name, found in sides.items()}
+
+
+def _check_plain(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
+    reasons = {
+        f"it is of the kind {kind}": kind != "LORA",
+        "it uses DoRA": config.get("use_dora"),
+        'it trains biases (bias is not "none")': config.get("bias", "none") != "none",
+        "it replaces whole modules (modules_to_save)": config.get("modules_to_save"),
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise AdapterError(
+            f'adapter "{folder}" is no plain LoRA: {found[0]}; merge it with peft (merge_and_unload), save the whole '
+            "model, and name that folder"
+        )
+
+
+def _for_module(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:  # noqa: ANN401
+    """As peft does: the first pattern that ends the module's name counts, else the default."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def _made_for(adapter: Adapter) -> str:
+    return f'it was made for "{adapter.base}"' if adapter.base else "its configuration does not name its model"

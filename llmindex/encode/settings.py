@@ -1,0 +1,92 @@
+"""How an encoder is asked for, and what is taken where nothing was asked."""
+
+from dataclasses import dataclass
+
+from llmindex.encode import models, prompts
+from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention, EncoderSpec, Pooling
+from llmindex.errors import UsageError
+
+# Chosen for the embedded default on clustering and retrieval sets: benchmarks/RESULTS.md, "Prompt, pooling and layer".
+DEFAULT_PROMPT = "cluster"
+DEFAULT_QUERY_PROMPT = "none"
+DEFAULT_POOLING: Pooling = "weighted_mean"
+DEFAULT_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderOptions:
+    """What a caller asks for; None takes what the model was adapted with, else the default.
+
+    Attributes:
+        model: "default", a hub name, a local model folder, an adapter's folder, or an encoder.json.
+        revision: branch, tag or commit of a hub model.
+        adapter: folder of a LoRA adapter for that model.
+        prompt: name or template for documents.
+        query_prompt: the same for queries; None takes the prompt where that was given, else the default.
+        pooling: one of ``POOLINGS``.
+        layer: whose states are pooled, -1 for the last.
+        attention: "causal" or "bidirectional".
+        max_tokens: tokens of each text that are kept.
+        dim: cut the vectors to their first ``dim`` values (Matryoshka).
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        trust_remote_code: run the Python files that come with the model.
+    """
+
+    model: str = models.DEFAULT
+    revision: str | None = None
+    adapter: str | None = None
+    prompt: str | None = None
+    query_prompt: str | None = None
+    pooling: Pooling | None = None
+    layer: int | None = None
+    attention: Attention | None = None
+    max_tokens: int | None = None
+    dim: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an encoder computes beside its weights, each setting decided.
+
+    Attributes:
+        dim: what the adapted encoder's vectors were cut to, or None.
+    """
+
+    prompt: str
+    query_prompt: str
+    pooling: Pooling
+    layer: int
+    attention: Attention
+    max_tokens: int
+    dim: int | None
+
+    @classmethod
+    def choose(cls, options: EncoderOptions, trained: EncoderSpec | None) -> "Settings":
+        """The options; what they leave open as the model was adapted, else as suits an unadapted model."""
+        pooling = options.pooling or (trained.pooling if trained else DEFAULT_POOLING)
+        attention = options.attention or (trained.attention if trained else "causal")
+        _check_choice("pooling", pooling, POOLINGS)
+        _check_choice("attention", attention, ATTENTIONS)
+        prompt, query_prompt = (
+            (trained.prompt, trained.query_prompt) if trained else (DEFAULT_PROMPT, DEFAULT_QUERY_PROMPT)
+        )
+        layer = trained.layer if trained else -1
+        return cls(
+            prompt=prompts.resolve(options.prompt or prompt),
+            query_prompt=prompts.resolve(options.query_prompt or options.prompt or query_prompt),
+            pooling=pooling,
+            layer=layer if options.layer is None else options.layer,
+            attention=attention,
+            max_tokens=trained.max_tokens if trained else DEFAULT_MAX_TOKENS,
+            # A cut of the adapted encoder's vectors says nothing about those of another pooling.
+            dim=trained.dim if trained and trained.pooling == pooling else None,
+        )
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f'unknown {option} "{value}"; one of {", ".join(choices)}')

@@ -1,0 +1,196 @@
+"""LoRA adapters: merged as peft merges them, refused where they do not fit, part of an encoder's identity."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import make_tiny_model
+from llmindex.encode import adapter as adapters
+from llmindex.encode import models
+from llmindex.encode.encoder import Encoder
+from llmindex.errors import AdapterError, SpecMismatch
+
+TEXTS = ["The quick brown fox.", "A vector index answers which documents lie nearest.", "Ein Satz."]
+
+
+def make_adapter(base: Path, folder: Path, *, causal: bool = False, seed: int = 1, **config: Any) -> Path:
+    """An adapter with random factors, made by peft on the decoder or, for ``causal``, on its language model."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(base)
+    task = TaskType.CAUSAL_LM if causal else TaskType.FEATURE_EXTRACTION
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    wrapped = get_peft_model(model, LoraConfig(task_type=task, **(settings | config)))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def merged_by_peft(base: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of the decoder after peft's own merging."""
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    merged = PeftModel.from_pretrained(AutoModel.from_pretrained(base), str(folder)).merge_and_unload()
+    state: dict[str, torch.Tensor] = merged.state_dict()
+    return state
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.v_proj": 32}},
+    ],
+    ids=["plain", "rslora", "patterns"],
+)
+def test_merging_equals_peft(tiny_model: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter", **config)
+    encoder = Encoder.load(str(folder), dtype="float32")
+    wanted = merged_by_peft(tiny_model, folder)
+    for name, weight in encoder.backbone.model.state_dict().items():
+        torch.testing.assert_close(weight, wanted[name])
+
+
+def test_an_adapter_of_a_language_model_fits_its_decoder(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter", causal=True)
+    assert all(".model.model." in key for key in load_file(folder / adapters.WEIGHTS_NAME))
+    adapted = Encoder.load(str(tiny_model), adapter=str(folder), dtype="float32")
+    bare = Encoder.load(str(tiny_model), dtype="float32")
+    assert np.abs(adapted.encode(TEXTS) - bare.encode(TEXTS)).max() > 0.01
+    assert adapted.spec.fingerprint() != bare.spec.fingerprint()
+    assert adapted.spec.adapter == str(folder)
+
+
+def test_the_spec_brings_the_same_encoder_back(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    made = Encoder.load(str(folder), pooling="mean", dtype="float32")
+    again = Encoder.from_spec(made.spec, dtype="float32")
+    np.testing.assert_array_equal(made.encode(TEXTS), again.encode(TEXTS))
+
+    make_adapter(tiny_model, folder, seed=2)
+    with pytest.raises(SpecMismatch, match="adapter .* is not the one the vectors were made with"):
+        Encoder.from_spec(made.spec)
+
+
+def test_an_encoder_json_decides_what_is_not_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    trained = Encoder.load(str(folder), prompt="eol", pooling="last", max_tokens=40, dim=16).spec
+    (folder / adapters.SPEC_NAME).write_text(json.dumps(trained.to_json()))
+
+    assert Encoder.load(str(folder)).spec == trained
+    other = Encoder.load(str(folder), prompt="cluster", pooling="mean").spec
+    assert (other.pooling, other.prompt, other.query_prompt) == (
+        "mean",
+        'This sentence: "{text}" belongs to the following cluster:',
+        'This sentence: "{text}" belongs to the following cluster:',
+    )
+    assert (other.max_tokens, other.dim) == (40, 32)
+
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert Encoder.load(str(moved)).spec.fingerprint() == trained.fingerprint()
+
+    alone = tmp_path / "winner.json"
+    alone.write_text(json.dumps(trained.to_json()))
+    assert Encoder.load(str(alone)).spec == trained
+
+
+def test_an_encoder_of_another_backbone_or_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    (folder / adapters.SPEC_NAME).write_text(json.dumps(Encoder.load(str(folder)).spec.to_json()))
+    other = make_tiny_model(tmp_path / "other", seed=5)
+    with pytest.raises(AdapterError, match="made for another backbone"):
+        Encoder.load(str(other), adapter=str(folder))
+    make_adapter(tiny_model, folder, seed=3)
+    with pytest.raises(AdapterError, match="written for other adapter weights"):
+        Encoder.load(str(folder))
+
+
+def test_an_adapter_for_another_shape_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    wide = make_tiny_model(tmp_path / "wide", hidden_size=64)
+    with pytest.raises(AdapterError, match=r'has the shape .*, the adapter .*; it was made for "'):
+        Encoder.load(str(wide), adapter=str(folder))
+    shallow = make_tiny_model(tmp_path / "shallow", num_hidden_layers=1)
+    with pytest.raises(AdapterError, match='the model has no "layers.1'):
+        Encoder.load(str(shallow), adapter=str(folder))
+
+
+def rewrite(folder: Path, change: Any) -> None:  # noqa: ANN401 - a function of the tensors
+    tensors = load_file(folder / adapters.WEIGHTS_NAME)
+    save_file(change(tensors), folder / adapters.WEIGHTS_NAME)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tensors: {k: torch.zeros_like(v) for k, v in tensors.items()}, "changes nothing"),
+        (lambda tensors: dict(list(tensors.items())[1:]), "two factors of .* do not fit"),
+        (lambda tensors: tensors | {"base_model.model.lm_head.weight": torch.ones(2)}, "no LoRA factor"),
+        (lambda tensors: {}, "is empty"),
+    ],
+    ids=["zeros", "half", "foreign", "empty"],
+)
+def test_weights_that_do_nothing_or_too_much_are_refused(
+    tiny_model: Path,
+    tmp_path: Path,
+    change: Any,  # noqa: ANN401
+    reason: str,
+) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    rewrite(folder, change)
+    with pytest.raises(AdapterError, match=reason):
+        Encoder.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("peft_type", "IA3", "of the kind IA3"),
+        ("use_dora", True, "DoRA"),
+        ("bias", "all", "biases"),
+        ("modules_to_save", ["embed_tokens"], "modules_to_save"),
+        ("lora_alpha", "many", "adapter_config.json"),
+    ],
+)
+def test_other_kinds_of_adapters_are_refused(
+    tiny_model: Path, tmp_path: Path, field: str, value: object, reason: str
+) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    config = json.loads((folder / adapters.CONFIG_NAME).read_text())
+    (folder / adapters.CONFIG_NAME).write_text(json.dumps(config | {field: value}))
+    with pytest.raises(AdapterError, match=reason):
+        Encoder.load(str(folder))
+
+
+def test_files_that_are_missing_or_cut(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="no adapter"):
+        models.find(str(tiny_model), None, str(tiny_model))
+    weights = folder / adapters.WEIGHTS_NAME
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(AdapterError, match="is damaged"):
+        Encoder.load(str(folder))
+    weights.unlink()
+    (folder / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(AdapterError, match=r"adapter_model\.bin can run code"):
+        Encoder.load(str(folder))
+
+
+def test_an_adapter_that_names_no_base_needs_one(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    config = json.loads((folder / adapters.CONFIG_NAME).read_text())
+    (folder / adapters.CONFIG_NAME).write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    with pytest.raises(AdapterError, match="--model BASE --adapter"):
+        Encoder.load(str(folder))

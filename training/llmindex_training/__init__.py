@@ -1,0 +1,1 @@
+"""Adaptation: pairs, contrastive LoRA training, evaluation, and what the adaptation changed."""
