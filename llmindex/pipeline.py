@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from llmindex.corpus import Corpus, Position, Window
-from llmindex.encode import device
 from llmindex.encode.encoder import Encoder
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Tokens, Vectors
@@ -144,7 +143,6 @@ class Pipeline:
         check = None
         if before + self.added == 0 and len(item.tokens):
             check = self.encoder.self_check(item.tokens, vectors)
-        device.give_back_memory()
         self.added += done
         self.seconds["encode"] += time.perf_counter() - started
         return _Encoded(item.window, item.tokens, vectors, check)

@@ -1,9 +1,7 @@
 """Where the model runs and in which dtype: the one place that asks torch, and that sets thread counts."""
 
-import ctypes
 import logging
 import os
-import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -55,17 +53,6 @@ def resolve(device: str = "auto", dtype: str = "auto") -> Placement:
     placement = Placement(chosen, torch_dtype, budget)
     logger.info("encoding on %s", placement)
     return placement
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system.
-
-    glibc keeps what a model frees between batches of many shapes, in pieces that the next batch does not fit into:
-    without this the memory of a long run creeps up.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
