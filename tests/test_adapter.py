@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import make_tiny_model
 from llmindex.encode import adapter as adapters
 from llmindex.encode import models
 from llmindex.encode.encoder import Encoder
 from llmindex.errors import AdapterError, SpecMismatch
+from tests.conftest import make_tiny_model
 
 TEXTS = ["The quick brown fox.", "A vector index answers which documents lie nearest.", "Ein Satz."]
 
 
-def make_adapter(base: Path, folder: Path, *, causal: bool = False, seed: int = 1, **config: Any) -> Path:
+def make_adapter(base: Path, folder: Path, *, causal: bool = False, seed: int = 1, **config: object) -> Path:
     """An adapter with random factors, made by peft on the decoder or, for ``causal``, on its language model."""
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import AutoModel, AutoModelForCausalLM
@@ -27,7 +27,7 @@ def make_adapter(base: Path, folder: Path, *, causal: bool = False, seed: int = 
     torch.manual_seed(seed)
     model = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(base)
     task = TaskType.CAUSAL_LM if causal else TaskType.FEATURE_EXTRACTION
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
     wrapped = get_peft_model(model, LoraConfig(task_type=task, **(settings | config)))
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
@@ -80,7 +80,7 @@ def test_the_spec_brings_the_same_encoder_back(tiny_model: Path, tmp_path: Path)
     np.testing.assert_array_equal(made.encode(TEXTS), again.encode(TEXTS))
 
     make_adapter(tiny_model, folder, seed=2)
-    with pytest.raises(SpecMismatch, match="adapter .* is not the one the vectors were made with"):
+    with pytest.raises(SpecMismatch, match=r"adapter .* is not the one the vectors were made with"):
         Encoder.from_spec(made.spec)
 
 
@@ -123,7 +123,7 @@ def test_an_adapter_for_another_shape_is_refused(tiny_model: Path, tmp_path: Pat
     with pytest.raises(AdapterError, match=r'has the shape .*, the adapter .*; it was made for "'):
         Encoder.load(str(wide), adapter=str(folder))
     shallow = make_tiny_model(tmp_path / "shallow", num_hidden_layers=1)
-    with pytest.raises(AdapterError, match='the model has no "layers.1'):
+    with pytest.raises(AdapterError, match=r'the model has no "layers\.1'):
         Encoder.load(str(shallow), adapter=str(folder))
 
 

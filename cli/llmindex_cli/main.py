@@ -42,6 +42,17 @@ COMMANDS: dict[str, dict[str, str]] = {
         "models": "List the models that are at hand.",
         "prompts": "List the named prompt templates.",
     },
+    "Adaptation": {
+        "pairs": "Make positive pairs of a corpus to train on.",
+        "train": "Train a LoRA adapter on positive pairs.",
+        "mine": "Add hard negatives from an index to pairs.",
+        "export": "Write an encoder as a sentence-transformers or transformers folder.",
+    },
+    "Measuring": {
+        "evaluate": "Measure an encoder on labelled data, or MTEB tasks.",
+        "sweep": "Find the prompt, pooling and layer that suit your texts.",
+        "attention": "Show what the pooled token attends to, before and after adaptation.",
+    },
 }
 
 

@@ -61,7 +61,8 @@ def start(
     """Start a command line as a process of its own."""
     here = Path(__file__).parents[2]
     settings = {key: value for key, value in os.environ.items() if not key.startswith("LLMINDEX_")}
-    settings |= {"PYTHONPATH": f"{here}:{here / 'cli'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+    folders = ":".join(str(here / folder) for folder in ("", "cli", "training"))
+    settings |= {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
     return subprocess.Popen(
         [sys.executable, "-m", "llmindex_cli", *map(str, arguments)],
         cwd=cwd,

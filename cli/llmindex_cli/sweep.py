@@ -1,0 +1,175 @@
+"""``llmindex sweep``: which prompt, pooling and layer suit some texts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmindex.encode.prompts import PLACE
+from llmindex_cli.console import Column, note, plain, print_json, print_table
+from llmindex_cli.options import Command, check_output, encoder_options, json_option
+from llmindex_cli.progress import progress
+from llmindex_cli.scores import percent
+
+if TYPE_CHECKING:
+    from llmindex_training.sweep import Candidate
+
+# Encoder options that the sweep tries several values of, and the options that name these.
+TRIED = {"prompt": "--prompts", "query_prompt": "--query-prompts", "pooling": "--poolings", "layer": "--layers"}
+
+
+def split_names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Names from ``a,b``; a template of the user's own, whose commas are its own, stays whole."""
+    return tuple(
+        name for value in values for name in ([value] if PLACE in value else map(str.strip, value.split(","))) if name
+    )
+
+
+def split_layers(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers from ``-1,16``."""
+    names = split_names(ctx, param, values)
+    try:
+        return tuple(map(int, names))
+    except ValueError as error:
+        raise click.BadParameter(f"'{','.join(names)}' is not a list of whole numbers.", ctx, param) from error
+
+
+@click.command(
+    "sweep",
+    cls=Command,
+    examples=(
+        ("Try some on two labelled files, and keep the best", "llmindex sweep a.parquet b.parquet -o encoder.json"),
+        ("", "llmindex build corpus.parquet --model encoder.json"),
+        (
+            "Middle layers, and a prompt of one's own",
+            "llmindex sweep a.parquet --layers 16,24 --prompts 'Topic of {text}:'",
+        ),
+    ),
+)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option(
+    "--prompts",
+    multiple=True,
+    default=("none,eol,cluster",),
+    show_default=True,
+    callback=split_names,
+    metavar="NAME,...",
+    help="Named prompts; or, given again, a template.",
+)
+@click.option(
+    "--query-prompts",
+    multiple=True,
+    callback=split_names,
+    metavar="NAME,...",
+    help="Prompts of a retrieval folder's queries, each beside each prompt. [default: the prompt itself]",
+)
+@click.option(
+    "--poolings",
+    multiple=True,
+    default=("last,mean,weighted_mean",),
+    show_default=True,
+    callback=split_names,
+    metavar="NAME,...",
+    help="Poolings.",
+)
+@click.option(
+    "--layers",
+    multiple=True,
+    default=("-1",),
+    show_default=True,
+    callback=split_layers,
+    metavar="N,...",
+    help="Layers: -1 the last, 0 the embeddings.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=2),
+    default=2000,
+    show_default=True,
+    help="The most texts, queries or pairs of a set; more are sampled, always the same.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="k-means runs that are averaged."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=check_output((".json",)),
+    help="Write the best as encoder.json, which --model takes.",
+)
+@json_option("one object a combination")
+@encoder_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    files: tuple[Path, ...],
+    prompts: tuple[str, ...],
+    query_prompts: tuple[str, ...],
+    poolings: tuple[str, ...],
+    layers: tuple[int, ...],
+    sample: int,
+    seeds: int,
+    output: Path | None,
+    as_json: bool,
+    encoder: dict[str, Any],
+) -> None:
+    """Score every combination of prompt, pooling and layer on each FILE, in one pass over the texts for each prompt.
+
+    A FILE is what evaluate takes: a labelled Parquet file (V-measure of k-means), a retrieval folder (nDCG@10) or a
+    file of sentence pairs (Spearman's correlation). The score is their mean.
+    """
+    for name, instead in TRIED.items():
+        if encoder[name] is not None:
+            raise click.UsageError(f"A sweep tries several: name them with {instead}.", ctx)
+    from llmindex_training.evaluation_data import read_any, set_names
+
+    sets = [read_any(file, name=name, sample=sample) for file, name in zip(files, set_names(files), strict=True)]
+    from llmindex.encode.settings import EncoderOptions
+    from llmindex_training.sweep import Grid, save_spec, sweep
+
+    grid = Grid(prompts, poolings, layers, query_prompts)  # type: ignore[arg-type]
+    with progress() as on_progress:
+        candidates = sweep(EncoderOptions(**encoder), sets, grid, seeds=seeds, on_progress=on_progress)
+    if output is not None:
+        save_spec(candidates[0].spec, output)
+    if as_json:
+        _print_json(candidates)
+    else:
+        _print(candidates)
+    if output is not None:
+        note(f"Wrote the best to {plain(str(output))}; use it with --model {plain(str(output))}")
+
+
+def _print_json(candidates: "Sequence[Candidate]") -> None:
+    for each in candidates:
+        asked = {} if each.query_prompt is None else {"query_prompt": each.query_prompt}
+        combination = {"prompt": each.prompt, **asked, "pooling": each.pooling, "layer": each.layer}
+        print_json({**combination, "score": each.score, "scores": each.scores, "encoder": each.spec.fingerprint()})
+
+
+def _print(candidates: "Sequence[Candidate]") -> None:
+    first = candidates[0]
+    tasks = list(first.scores) if len(first.scores) > 1 else []
+    asked = any(each.query_prompt not in (None, each.prompt) for each in candidates)
+    columns = [
+        Column("prompt", fit="quarter"),
+        *([Column("query prompt", fit="quarter")] if asked else []),
+        Column("pooling"),
+        Column("layer", "right"),
+        *(Column(task, "right") for task in tasks),
+        Column("mean" if tasks else "score", "right"),
+    ]
+    rows = [
+        [
+            each.prompt,
+            *([each.query_prompt or "-"] if asked else []),
+            each.pooling,
+            str(each.layer),
+            *(percent(each.scores[task]) for task in tasks),
+            percent(each.score),
+        ]
+        for each in candidates
+    ]
+    print_table(columns, rows)

@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llmindex.encode.encoder import Encoder
+
+from .conftest import TEMPLATES, Llmindex
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clustering file and a file of sentence pairs."""
+    folder = tmp_path_factory.mktemp("sweep")
+    texts = [TEMPLATES[n % 3].format(n) for n in range(60)]
+    pq.write_table(pa.table({"text": texts, "label": [n % 3 for n in range(60)]}), folder / "topics.parquet")
+    pairs = {"sentence1": texts[:30], "sentence2": texts[5:35], "score": [float(n % 5) for n in range(30)]}
+    pq.write_table(pa.table(pairs), folder / "pairs.parquet")
+    return folder
+
+
+def test_table_best_first_and_the_winner(llmindex: Llmindex, data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "encoder.json"
+    arguments = ("sweep", data / "topics.parquet", data / "pairs.parquet", "--model", tiny_model, "--layers", "-1,1")
+    ended = llmindex(*arguments, "--prompts", "none,eol", "--poolings", "last,mean", "-o", out)
+    assert ended.code == 0
+    head, *rows = ended.out.splitlines()
+    assert head.split() == ["prompt", "pooling", "layer", "topics", "pairs", "mean"]
+    assert len(rows) == 8
+    means = [float(row.split()[-1]) for row in rows]
+    assert means == sorted(means, reverse=True)
+    assert ended.err.endswith(f"Wrote the best to {out}; use it with --model {out}\n")
+    winner = Encoder.load(str(out)).spec
+    assert rows[0].split()[1:3] == [winner.pooling, str(winner.layer)]
+    # Every command takes it.
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert llmindex("encode", texts, "-o", tmp_path / "v.npy", "--model", out).code == 0
+
+
+def test_json_and_a_template_with_a_comma(llmindex: Llmindex, data: Path, tiny_model: Path) -> None:
+    template = 'In a word, "{text}" is'
+    ended = llmindex(
+        *("-q", "sweep", data / "pairs.parquet", "--model", tiny_model, "--json"),
+        *("--prompts", "none, eol", "--prompts", template, "--poolings", "mean"),
+    )
+    assert (ended.code, ended.err) == (0, "")
+    found = [json.loads(line) for line in ended.out.splitlines()]
+    assert {each["prompt"] for each in found} == {"none", "eol", template}
+    assert set(found[0]) == {"prompt", "pooling", "layer", "score", "scores", "encoder"}
+    assert list(found[0]["scores"]) == ["pairs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("missing.parquet",), 1, "there is no file missing.parquet"),
+        (("topics.parquet", "--poolings", "men"), 2, 'unknown pooling "men"'),
+        (("topics.parquet", "--prompts", "elo"), 2, 'did you mean "eol"'),
+        (("topics.parquet", "--layers", "1,x"), 2, "'1,x' is not a list of whole numbers"),
+        (("topics.parquet", "--layers", ","), 2, "--layers names none"),
+        (("topics.parquet", "--pooling", "last"), 2, "name them with --poolings"),
+        (("topics.parquet", "--query-prompt", "none"), 2, "name them with --query-prompts"),
+        (("topics.parquet", "-o", "encoder.toml"), 2, "does not end in .json"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line(
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
+    llmindex: Llmindex,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(data)
+    ended = llmindex("sweep", *arguments)
+    assert (ended.code, ended.out) == (code, "")
+    assert said in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_a_failed_sweep_leaves_the_old_file(llmindex: Llmindex, data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "encoder.json"
+    out.write_text("old")
+    ended = llmindex("sweep", data / "pairs.parquet", "--model", tiny_model, "--layers", "9", "-o", out)
+    assert ended.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.json"]
+    assert out.read_text() == "old"

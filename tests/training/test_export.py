@@ -1,0 +1,234 @@
+"""Exports: other tools, loading the folder as their users would, give the encoder's vectors, or nothing is left."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import normalizers
+from transformers import AutoTokenizer
+
+from llmindex.encode.encoder import Encoder, Role
+from llmindex.encode.settings import EncoderOptions
+from llmindex.errors import MissingPackage, ModelError, StorageError, UsageError
+from llmindex.progress import Progress
+from llmindex_training import export as exporting
+from llmindex_training.export import RECORD_NAME, export
+from llmindex_training.export_parity import Embed
+from tests.test_adapter import make_adapter
+
+TEXTS = [
+    '"Quoted", and with a full stop.',
+    "a",
+    " leading and trailing space ",
+    "A text that is much longer than the encoder keeps. " * 20,
+    "special <|end|> tokens, 東京 🙂",
+]
+SETTINGS: list[dict[str, Any]] = [
+    {"prompt": "cluster", "pooling": "last"},
+    {"prompt": "cluster", "pooling": "eos"},
+    {"prompt": "cluster", "query_prompt": "none", "pooling": "weighted_mean"},
+    {"prompt": "document", "query_prompt": "instruct", "pooling": "mean", "dim": 12},
+    {"prompt": "cluster_short", "pooling": "max", "dim": 16},
+    {"prompt": "none", "pooling": "mean_text", "attention": "bidirectional"},
+    {"prompt": 'a "quoted"\n{text} \\ {{ 東 }}', "query_prompt": "eol", "pooling": "eos", "layer": 1},
+    {"prompt": "eol", "pooling": "first", "attention": "bidirectional"},
+    {"prompt": "topic", "pooling": "mean", "layer": 0},
+]
+
+
+def options_of(model: Path, **settings: Any) -> EncoderOptions:  # noqa: ANN401
+    return EncoderOptions(str(model), **({"max_tokens": 20} | settings))
+
+
+def wanted(options: EncoderOptions, role: Role) -> np.ndarray:
+    return Encoder.from_options(replace(options, dtype="float32")).encode(TEXTS, role=role)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_sentence_transformers_gives_the_same_vectors(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    options = options_of(tiny_model, **settings)
+    report = export(options, tmp_path / "out")
+    assert report.cosine >= 0.9999
+    assert (report.to, report.dtype, report.dim) == ("sentence-transformers", "float32", settings.get("dim", 32))
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu", local_files_only=True)
+    assert model.get_embedding_dimension() == report.dim
+    documents = wanted(options, "document")
+    np.testing.assert_allclose(model.encode_query(TEXTS, batch_size=2), wanted(options, "query"), atol=1e-5)
+    np.testing.assert_allclose(model.encode_document(TEXTS, batch_size=2), documents, atol=1e-5)
+    np.testing.assert_allclose(model.encode(TEXTS), documents, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [*SETTINGS, {"prompt": "cluster", "pooling": "last_mean"}, {"prompt": "cluster", "pooling": "mean_text"}],
+    ids=str,
+)
+def test_transformers_gives_the_same_vectors_by_the_readme(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    options = options_of(tiny_model, **settings)
+    assert export(options, tmp_path / "out", "transformers").cosine >= 0.9999
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Callable[[list[str]], torch.Tensor]] = {}
+    exec(code.replace("this-folder", str(tmp_path / "out")), names)
+    np.testing.assert_allclose(names["embed_documents"](TEXTS).numpy(), wanted(options, "document"), atol=1e-5)
+    np.testing.assert_allclose(names["embed_queries"](TEXTS).numpy(), wanted(options, "query"), atol=1e-5)
+
+
+def test_the_readme_of_sentence_transformers_runs(tiny_model: Path, tmp_path: Path) -> None:
+    export(options_of(tiny_model, prompt="cluster", query_prompt="none", pooling="last"), tmp_path / "out")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names: dict[str, Any] = {"print": lambda _: None}
+    exec(code.replace("this-folder", str(tmp_path / "out")), names)
+    assert names["documents"].shape == (2, 32)
+    assert "belongs to the following cluster" in readme
+    assert str(tiny_model.parent) not in readme
+
+
+def test_an_adapter_is_merged(tiny_model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    options = options_of(adapter, prompt="cluster", pooling="last")
+    steps: list[Progress] = []
+    export(options, tmp_path / "out", on_progress=steps.append)
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    made = model.encode_document(TEXTS)
+    np.testing.assert_allclose(made, wanted(options, "document"), atol=1e-5)
+    bare = options_of(tiny_model, prompt="cluster", pooling="last")
+    assert np.abs(made - wanted(bare, "document")).max() > 0.01
+    assert not list((tmp_path / "out").glob("adapter*"))
+    assert str(tmp_path) not in (tmp_path / "out" / RECORD_NAME).read_text()
+    assert [(step.stage, step.done, step.total) for step in steps] == [("export", n, 3) for n in range(4)]
+
+
+@pytest.mark.parametrize("dim", [32, 12])
+def test_half_precision_halves_the_weights(tiny_model: Path, tmp_path: Path, dim: int) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    options = options_of(tiny_model, prompt="cluster", pooling="last", dtype="bfloat16", dim=dim)
+    report = export(options, tmp_path / "out")
+    assert (report.dtype, report.cosine >= 0.9999) == ("bfloat16", True)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    made = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode_document(TEXTS, convert_to_tensor=True)
+    cosines = (made.float().numpy() * wanted(options, "document")).sum(axis=1)
+    assert cosines.min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"prompt": "cluster", "pooling": "last_mean"}, "cannot express the pooling last_mean"),
+        ({"prompt": "cluster", "pooling": "mean_text"}, "cannot express the pooling mean_text with a prompt"),
+    ],
+)
+def test_a_pooling_that_cannot_be_expressed(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        export(options_of(tiny_model, **settings), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_prefixing_model(tiny_model: Path, folder: Path) -> Path:
+    """A tokenizer that begins every string with a mark of its own, as SentencePiece does."""
+    shutil.copytree(tiny_model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("_")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_other_vectors_are_refused_with_a_way_out(tiny_model: Path, tmp_path: Path) -> None:
+    model = make_prefixing_model(tiny_model, tmp_path / "model")
+    settings: dict[str, Any] = {"prompt": "cluster", "query_prompt": "query", "pooling": "last"}
+    with pytest.raises(ModelError, match=r"cosine -?0\.\d+ for the (query|document) .* two different prompts"):
+        export(options_of(model, **settings), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    # What it says helps.
+    export(options_of(model, **settings), tmp_path / "plain", "transformers")
+    export(options_of(model, **(settings | {"query_prompt": "cluster"})), tmp_path / "one")
+
+
+def test_an_encoder_that_differs_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of(tiny_model, prompt="cluster", pooling="last")
+    export(options, tmp_path / "out")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+    def zeros(folder: Path, encoder: Encoder) -> Embed:
+        return lambda texts, role: np.zeros((len(texts), 32), np.float32)
+
+    monkeypatch.setattr(exporting, "with_sentence_transformers", zeros)
+    with pytest.raises(ModelError, match=r"cosine 0\.00000 for the query .*nothing was kept"):
+        export(options, tmp_path / "out", overwrite=True)
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def breaks(folder: Path, encoder: Encoder) -> Embed:
+        raise ValueError("no\nsuch thing")
+
+    monkeypatch.setattr(exporting, "with_sentence_transformers", breaks)
+    with pytest.raises(ModelError, match="cannot use what was written; nothing was kept: no such thing"):
+        export(options, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_there_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+    options = options_of(tiny_model, prompt="cluster", pooling="last")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"is there already.*--overwrite"):
+        export(options, out)
+    with pytest.raises(UsageError, match="is no earlier export"):
+        export(options, out, overwrite=True)
+    assert (out / "mine.txt").read_text() == "mine"
+    export(options, tmp_path / "new" / "deep", "transformers")
+    export(options, tmp_path / "new" / "deep", overwrite=True)
+    assert json.loads((tmp_path / "new" / "deep" / RECORD_NAME).read_text())["to"] == "sentence-transformers"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["deep"]
+
+
+def test_a_disk_that_refuses(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting, "write_modules", full)
+    monkeypatch.setattr(exporting, "_save_tokenizer", full)
+    with pytest.raises(StorageError, match=r"cannot write .*out: No space left on device"):
+        export(options_of(tiny_model), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_sentence_transformers(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackage, match=r"pip install 'llmindex\[export\]'"):
+        export(options_of(tiny_model), tmp_path / "out")
+
+
+def test_a_model_with_code_of_its_own(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaModel
+
+    monkeypatch.setattr(LlamaModel, "__module__", "transformers_modules.theirs.modeling")
+    with pytest.raises(ModelError, match="runs Python code of its own"):
+        export(options_of(tiny_model), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_target(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match='unknown target "onnx"'):
+        export(options_of(tiny_model), tmp_path / "out", "onnx")  # type: ignore[arg-type]

@@ -1,0 +1,55 @@
+"""Pairs out of a document's own structure: both sides stand in the text, and never overlap."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmindex_training import structure
+
+sentences = st.lists(st.text("abc ", min_size=1, max_size=80).map(lambda text: f"x{text}y."), min_size=1, max_size=20)
+
+
+@given(sentences, st.integers(0, 100))
+def test_spans_are_neighbours_in_the_text(parts: list[str], seed: int) -> None:
+    text = " ".join(parts)
+    spans = structure.two_spans(text, random.Random(seed))
+    whole = " ".join(text.split())
+    if spans is None:
+        return
+    assert f"{spans[0]} {spans[1]}" in whole
+    for span in spans:
+        assert len(span) <= structure.MAX_CHARACTERS + len(parts)
+
+
+def test_spans_are_long_enough_and_need_two_sentences() -> None:
+    assert structure.two_spans("One long sentence that goes on and on without an end to it", random.Random(0)) is None
+    assert structure.two_spans("Short. Shorter. " * 2, random.Random(0)) is None
+    spans = structure.two_spans("This sentence is long enough. And so is the one after it.", random.Random(0))
+    assert spans == ("This sentence is long enough.", "And so is the one after it.")
+
+
+def test_a_cut_is_drawn_from_all_that_are_possible() -> None:
+    text = " ".join(f"This is the sentence with the number {number}." for number in range(5))
+    firsts = {spans[0] for seed in range(50) if (spans := structure.two_spans(text, random.Random(seed)))}
+    assert len(firsts) == 4
+
+
+def test_scripts_with_full_stops_of_their_own_and_lists_have_sentences() -> None:
+    assert structure.two_spans("向量索引" * 8 + "。" + "最近的文件" * 8 + "。", random.Random(0)) is not None
+    assert structure.two_spans(f"{'word ' * 8}\n\n{'other ' * 8}", random.Random(0)) is not None
+    assert structure.two_spans(f"{'word ' * 8}\n- {'other ' * 8}", random.Random(0)) is not None
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "body"),
+    [
+        ("Water found", "Water found: on a planet.", "on a planet."),
+        ("water FOUND", "  Water found\n\nOn a planet.", "On a planet."),
+        ("Water found", "On a planet.", "On a planet."),
+        ("Water found", "Water found", ""),
+    ],
+)
+def test_the_body_does_not_begin_with_the_title(title: str, text: str, body: str) -> None:
+    assert structure.body_without(title, text) == body

@@ -1,0 +1,356 @@
+"""Synthetic positives from a corpus: the driver of all methods, resumable like a build.
+
+The documents, thinned to the limit, are taken in parts of a fixed size. A part holds every candidate that the methods
+made of its documents, rejected ones with their reason, and is committed whole to a working folder beside the output,
+under a record of the corpus and of all settings. What a part holds depends on that record alone, so a run that was
+killed goes on with the next part and ends with the pairs of an uninterrupted one. At the end the accepted pairs become
+the output, in one move, with the report inside it; then the working folder goes.
+"""
+
+import itertools
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from llmindex.corpus import Corpus, CorpusOptions
+from llmindex.errors import CorpusError, Interrupted, UsageError
+from llmindex.progress import Progress, ProgressCallback
+from llmindex.store.files import LOCK_NAME, check_name, lock, make_folder, replacing
+from llmindex_training.methods import Document, PairsOptions, Plan
+
+SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "text_pair", "source")])
+"""Columns of a file of pairs."""
+
+_PART_SCHEMA = SCHEMA.append(pa.field("reason", pa.string()))
+_MANIFEST = "manifest.json"
+_REPORT_KEY = b"llmindex.pairs"
+_WINDOW_ROWS = 4096
+_SAMPLES = 2
+_SAMPLE_CHARACTERS = 300
+
+_CORPUS_DEFAULTS = CorpusOptions()
+_DEFAULTS = PairsOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A candidate to look at, its texts shortened.
+
+    Attributes:
+        source: how it was made: "instruct:simpler".
+        reason: why it was rejected, one of ``filters.REASONS``; None if it was accepted.
+        text: the document, or a part of it.
+        text_pair: what was made of it.
+    """
+
+    source: str
+    reason: str | None
+    text: str
+    text_pair: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairsReport:
+    """What a file of pairs holds and how it came about.
+
+    Attributes:
+        path: the file.
+        documents: documents that pairs were made of.
+        pairs: accepted pairs, the rows of the file.
+        added: documents that this run went through; the others were done before.
+        complete_before: whether there was nothing left to do.
+        bad_rows: rows of the corpus that are no documents, by kind.
+        methods: what was used.
+        title_column: column that the titles came from, or None.
+        accepted: pairs by source.
+        rejected: candidates that were left out, by source and reason.
+        samples: some of each source and reason.
+        seconds: time of this run.
+    """
+
+    path: Path
+    documents: int
+    pairs: int
+    added: int
+    complete_before: bool
+    bad_rows: Mapping[str, int]
+    methods: Sequence[str]
+    title_column: str | None
+    accepted: Mapping[str, int]
+    rejected: Mapping[str, Mapping[str, int]]
+    samples: Sequence[Sample]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts and samples, gathered from the parts."""
+
+    accepted: Counter[str] = field(default_factory=Counter)
+    rejected: dict[str, Counter[str]] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+
+    def add(self, table: pa.Table) -> None:
+        shown = Counter((sample.source, sample.reason) for sample in self.samples)
+        for row in table.to_pylist():
+            source, reason = row["source"], row["reason"]
+            if reason is None:
+                self.accepted[source] += 1
+            else:
+                self.rejected.setdefault(source, Counter())[reason] += 1
+            if shown[source, reason] < _SAMPLES:
+                shown[source, reason] += 1
+                texts = (row[name][:_SAMPLE_CHARACTERS] for name in ("text", "text_pair"))
+                self.samples.append(Sample(source, reason, *texts))
+
+
+def make_pairs(
+    sources: Sequence[str | Path] | str | Path | pa.Table,
+    output: str | Path,
+    options: PairsOptions = _DEFAULTS,
+    *,
+    corpus: CorpusOptions = _CORPUS_DEFAULTS,
+    overwrite: bool = False,
+    on_progress: ProgressCallback | None = None,
+) -> PairsReport:
+    """Make positive pairs of the documents of a corpus; goes on where an earlier run stopped.
+
+    Args:
+        sources: files, folders or globs, ``"-"`` for standard input, or a table with the documents.
+        output: the Parquet file of pairs, columns ``text, text_pair, source``.
+        options: methods, and what they need.
+        corpus: which columns to read and what to do with bad rows.
+        overwrite: start afresh where there are pairs already, finished or not.
+        on_progress: called with the stages "scan" and "pairs", the latter in candidates.
+
+    Raises:
+        Interrupted: Ctrl-C; committed parts stay, and the same call goes on from there.
+        UsageError: the options cannot work, or are not those that the file was made with.
+        CorpusError: the corpus cannot be read, is not the one that the file was made of, or gives no pair at all.
+        ModelError, MissingPackage: what a method needs is not there.
+        StorageError: the disk refused a write.
+    """
+    started = time.perf_counter()
+    output = Path(output)
+    check_name(output)
+    with Corpus.open(sources, corpus, on_progress) as opened:
+        plan = Plan.of(options, opened.schema)
+        record = plan.record() | {"corpus": opened.record}
+        if output.exists() and not overwrite:
+            return _complete(output, record, time.perf_counter() - started)
+        with _working_folder(output) as folder:
+            if overwrite:
+                _clear(folder)
+            part_rows = _agreed(folder, output, record, plan)
+            output.unlink(missing_ok=True)
+            run = _Run(opened, plan, options.limit, folder, on_progress)
+            run.go(part_rows)
+            return _assemble(output, record, run, started)
+
+
+@contextmanager
+def _working_folder(output: Path) -> Iterator[Path]:
+    """The folder of the parts, for this process alone; it stays only while it holds parts of an unfinished run."""
+    folder = output.with_name(f"{output.name}.parts")
+    make_folder(folder)
+    with lock(folder):
+        try:
+            yield folder
+        finally:
+            if output.exists() or not any(folder.glob("part-*.parquet")):
+                shutil.rmtree(folder)
+
+
+class _Run:
+    """One run over the documents of a corpus.
+
+    Attributes:
+        corpus, plan, folder: what is read, how pairs are made, where parts are.
+        bad_rows: rows of the corpus that are no documents, by kind.
+        documents: those that were taken.
+        added: those of the parts that this run made.
+    """
+
+    def __init__(
+        self, corpus: Corpus, plan: Plan, limit: int | None, folder: Path, on_progress: ProgressCallback | None
+    ) -> None:
+        self.corpus = corpus
+        self.plan = plan
+        self.folder = folder
+        self.bad_rows: Mapping[str, int] = {}
+        self.documents = self.added = 0
+        self._limit = limit
+        self._on_progress = on_progress
+        self._done = self._fresh = self._tokens = 0
+
+    def go(self, part_rows: int) -> None:
+        """Make the parts that are not there yet.
+
+        Raises:
+            Interrupted: Ctrl-C came; finished parts stay.
+        """
+        try:
+            for number, documents in enumerate(_in_parts(self._documents(), part_rows)):
+                self.documents += len(documents)
+                path = self.folder / f"part-{number:05}.parquet"
+                if path.exists():
+                    self._done += len(documents) * self.plan.per_document
+                else:
+                    self._make(path, documents)
+                    self.added += len(documents)
+        except KeyboardInterrupt as error:
+            # Counted, not kept track of: Ctrl-C may have come right after a part took its place.
+            parts = len(list(self.folder.glob("part-*.parquet")))
+            raise Interrupted(
+                f"the pairs of {min(parts * part_rows, self.documents):,} documents are stored"
+            ) from error
+
+    def _documents(self) -> Iterator[Document]:
+        """The corpus's documents; with a limit below their number, some of them, evenly spread."""
+        rows = self.corpus.rows
+        limit = min(self._limit or rows, rows)
+        title = self.plan.title_column
+        row = 0
+        for window in self.corpus.windows(_WINDOW_ROWS):
+            texts = window.table["text"].to_pylist()
+            titles = window.table[title].to_pylist() if title else [None] * len(texts)
+            self.bad_rows = window.position.bad_rows
+            for text, of_text in zip(texts, titles, strict=True):
+                if (row + 1) * limit // rows > row * limit // rows:
+                    yield Document(row, text, of_text)
+                row += 1
+
+    def _make(self, path: Path, documents: Sequence[Document]) -> None:
+        candidates = self.plan.candidates(documents, self._report)
+        table = pa.Table.from_pylist([asdict(candidate) for candidate in candidates], schema=_PART_SCHEMA)
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    def _report(self, candidates: int, tokens: int) -> None:
+        self._done += candidates
+        self._fresh += candidates
+        self._tokens += tokens
+        if self._on_progress is not None:
+            rows = self.corpus.rows - sum(self.bad_rows.values())
+            total = min(self._limit or rows, rows) * self.plan.per_document
+            self._on_progress(
+                Progress("pairs", self._done, max(total, self._done), "candidates", self._tokens, self._fresh)
+            )
+
+
+def _in_parts(documents: Iterator[Document], part_rows: int) -> Iterator[list[Document]]:
+    while part := list(itertools.islice(documents, part_rows)):
+        yield part
+
+
+def _agreed(folder: Path, output: Path, record: Mapping[str, Any], plan: Plan) -> int:
+    """Documents a part, as the run that began has them; a fresh run begins by writing its record down."""
+    path = folder / _MANIFEST
+    begun = _read_json(path) if path.exists() else None
+    if begun is not None:
+        _check_same(begun["record"], record, f"the unfinished {output}")
+    part_rows = plan.prepare()
+    if begun is not None:
+        return int(begun["part_rows"])
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({"record": record, "part_rows": part_rows}), encoding="utf-8")
+    return part_rows
+
+
+def _check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], what: str) -> None:
+    remedy = "add --overwrite to start afresh, or -o another file"
+    # As JSON has them: a tuple that was written comes back as a list.
+    ours = json.loads(json.dumps(ours))
+    changed = [key for key in dict.fromkeys([*theirs, *ours]) if theirs.get(key) != ours.get(key)]
+    if changed == ["corpus"]:
+        raise CorpusError(f"{what} was made from another corpus, or its files have changed since; {remedy}")
+    if changed:
+        listed = ", ".join(_change(key, theirs.get(key), ours.get(key)) for key in changed)
+        raise UsageError(f"{what} was made with other settings ({listed}); {remedy}")
+
+
+def _change(key: str, old: Any, new: Any) -> str:  # noqa: ANN401
+    if key in ("corpus", "generator"):
+        return f"another {key}"
+    shown = [", ".join(value) if isinstance(value, list) else value for value in (old, new)]
+    return f"{key} {shown[0]}, now {shown[1]}"
+
+
+def _complete(output: Path, record: Mapping[str, Any], seconds: float) -> PairsReport:
+    """The report of a finished file, if it is of these settings and this corpus."""
+    try:
+        kept = (pq.read_metadata(output).metadata or {}).get(_REPORT_KEY)
+    except (OSError, pa.ArrowException):
+        kept = None
+    if kept is None:
+        raise UsageError(f"{output} is there and not a file of pairs made here; add --overwrite, or -o another file")
+    known = json.loads(kept)
+    _check_same(known["record"], record, str(output))
+    samples = [Sample(**sample) for sample in known["report"].pop("samples")]
+    return PairsReport(**known["report"], path=output, samples=samples, added=0, complete_before=True, seconds=seconds)
+
+
+def _assemble(output: Path, record: Mapping[str, Any], run: _Run, started: float) -> PairsReport:
+    """Make the file of the parts' accepted pairs, with the report in its metadata."""
+    tally = _Tally()
+    parts = sorted(run.folder.glob("part-*.parquet"))
+    with replacing(output) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        for part in parts:
+            table = pq.read_table(part)
+            tally.add(table)
+            writer.write_table(table.filter(pc.is_null(table["reason"])).select(SCHEMA.names))
+        report: dict[str, Any] = {
+            "documents": run.documents,
+            "pairs": tally.accepted.total(),
+            "bad_rows": dict(run.bad_rows),
+            "methods": list(run.plan.methods),
+            "title_column": run.plan.title_column,
+            "accepted": dict(sorted(tally.accepted.items())),
+            "rejected": {source: dict(counts.most_common()) for source, counts in sorted(tally.rejected.items())},
+        }
+        if not report["pairs"]:
+            _clear(run.folder)
+            raise _no_pairs(run.documents, tally)
+        kept = {"record": record, "report": report | {"samples": [asdict(sample) for sample in tally.samples]}}
+        writer.add_key_value_metadata({_REPORT_KEY: json.dumps(kept).encode()})
+    seconds = time.perf_counter() - started
+    return PairsReport(
+        **report, path=output, samples=tally.samples, added=run.added, complete_before=False, seconds=seconds
+    )
+
+
+def _no_pairs(documents: int, tally: _Tally) -> CorpusError:
+    reasons = Counter[str]()
+    for counts in tally.rejected.values():
+        reasons.update(counts)
+    why = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in reasons.most_common(3))
+    return CorpusError(f"none of the {documents:,} documents gave a pair ({why}); try another --method")
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != LOCK_NAME:
+            path.unlink()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value["record"], value["part_rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is damaged; add --overwrite to start afresh") from error
+    return value

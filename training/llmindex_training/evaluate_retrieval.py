@@ -1,0 +1,203 @@
+"""How well queries find their documents, and, given an index, where what is lost gets lost.
+
+Queries are embedded with the query prompt, documents with the documents'. Search is exact unless an index is given.
+The scores of an index come in three stages, each with the same queries: "model" compares the encoder's float32 vectors
+exactly, "stored" the vectors as the index stores them, "index" asks FAISS as a search would. What the second loses
+against the first is the quantiser's doing, what the third loses against the second that of approximate search.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmindex.api import Index
+from llmindex.errors import CorpusError
+from llmindex.index.faiss_index import VectorIndex
+from llmindex.metrics import Gains, ndcg, recall, reciprocal_rank
+from llmindex.metrics import Scores as PerQuery
+from llmindex.progress import ProgressCallback
+from llmindex.records import Rows, Vectors
+from llmindex_training.evaluate import Embedder, Encoding, Measure, Score, scores_of
+from llmindex_training.evaluation_data import RetrievalSet
+
+K = 10
+DEPTH = 100
+"""Hits of a query that are looked at: a first relevant hit behind them has the reciprocal rank 0."""
+
+# Inner products that are held at once.
+_BLOCK = 8_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class StageScore:
+    """One score of an index, up to one stage.
+
+    Attributes:
+        task: name of the set.
+        metric: name of the score.
+        stage: "model", "stored" or "index".
+        score: from 0 to 1.
+        loss: what this stage lost against the one before; None of the first.
+    """
+
+    task: str
+    metric: str
+    stage: str
+    score: float
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEvaluation:
+    """The scores of an index, stage by stage.
+
+    Attributes:
+        scores: metric by metric within each stage.
+        queries: how many there were.
+        documents: how many the index holds.
+        absent: judged documents that it does not hold, and so cannot find.
+    """
+
+    scores: tuple[StageScore, ...]
+    queries: int
+    documents: int
+    absent: int
+
+
+def evaluate_retrieval(
+    encoder: Embedder,
+    sets: Sequence[RetrievalSet],
+    *,
+    baseline: Embedder | None = None,
+    k: int = K,
+    on_progress: ProgressCallback | None = None,
+) -> list[Score]:
+    """Score an encoder by exact search: "ndcg@10", "recall@k" and "mrr" of each set, and their means.
+
+    Args:
+        encoder: who is measured.
+        sets: documents, queries and judgements.
+        baseline: who is measured beside; differences then have a confidence interval, in which queries are sampled.
+        k: how many hits recall counts.
+        on_progress: told of the stage "encode".
+    """
+    encoders = [encoder] if baseline is None else [encoder, baseline]
+    encode = Encoding(len(encoders) * sum(each.size for each in sets), on_progress)
+    measured = [
+        [
+            measure
+            for each in sets
+            for measure in retrieval_measures(encode(who, each.queries, "query"), encode(who, each.documents), each, k)
+        ]
+        for who in encoders
+    ]
+    return scores_of(*measured)
+
+
+def retrieval_measures(queries: Vectors, documents: Vectors, judged: RetrievalSet, k: int = K) -> list[Measure]:
+    """Score the vectors ``(q, dim)`` and ``(n, dim) float32`` of a set by exact search."""
+    rows = nearest(queries, documents, max(k, DEPTH))
+    return _measures(judged, rows, judged.document_ids, k)
+
+
+def evaluate_index(
+    index: Index, judged: RetrievalSet, *, k: int = K, on_progress: ProgressCallback | None = None
+) -> IndexEvaluation:
+    """Score an index with its own encoder; its documents' ids are those of the judgements.
+
+    Args:
+        index: built from the documents of the set.
+        judged: queries and judgements; its documents' own texts are not used, but those that the index holds.
+        k: how many hits recall counts.
+        on_progress: told of the stage "encode".
+
+    Raises:
+        CorpusError: the index holds none of the judged documents.
+        StaleIndex: the index has no FAISS index of its vectors.
+        ModelError: its encoder is not there any more.
+    """
+    # Before any text is embedded, as both may refuse.
+    vector_index, encoder, depth = VectorIndex.load(index.store), index.searcher.encoder, max(k, DEPTH)
+    ids, texts = _documents(index)
+    named = {document for grades in judged.grades for document in grades}
+    absent = named - set(ids)
+    if absent == named:
+        raise CorpusError(
+            f'{index.path} holds none of the judged documents (say, "{min(absent)}"): build it from the corpus.parquet '
+            "of this folder, so that its ids are the documents'"
+        )
+    encode = Encoding(len(judged.queries) + len(texts), on_progress)
+    queries = encode(encoder, judged.queries, "query")
+    stages = {
+        "model": nearest(queries, encode(encoder, texts), depth),
+        "stored": nearest(queries, index.store.vectors(), depth),
+        "index": vector_index.search(queries, depth).rows,
+    }
+    scores: list[StageScore] = []
+    before: dict[str, float] = {}
+    for stage, rows in stages.items():
+        for each in _measures(judged, rows, ids, k):
+            loss = before[each.metric] - each.score if each.metric in before else None
+            scores.append(StageScore(judged.name, each.metric, stage, each.score, loss))
+            before[each.metric] = each.score
+    return IndexEvaluation(tuple(scores), len(queries), len(ids), len(absent))
+
+
+def _documents(index: Index) -> tuple[list[str], list[str]]:
+    """Ids and texts of an index's documents, in row order."""
+    ids: list[str] = []
+    texts: list[str] = []
+    for batch in index.store.iter_columns(["id", "text"]):
+        ids += batch.column(0).to_pylist()
+        texts += batch.column(1).to_pylist()
+    return ids, texts
+
+
+def nearest(queries: Vectors, documents: Vectors, depth: int) -> Rows:
+    """Rows of the nearest documents by inner product, ``(q, min(depth, n)) int64``, the best first.
+
+    Equal scores stand by rising row, as in an index.
+    """
+    depth = min(depth, len(documents))
+    found = np.empty((len(queries), depth), np.int64)
+    step = max(1, _BLOCK // max(1, len(documents)))
+    for start in range(0, len(queries), step):
+        scores = queries[start : start + step] @ documents.T
+        best = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
+        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+        found[start : start + step] = np.take_along_axis(best, order, 1)
+    return found
+
+
+def _measures(judged: RetrievalSet, rows: Rows, ids: Sequence[str], k: int) -> list[Measure]:
+    """Score what was found: rows ``(q, depth)`` of documents with these ids; -1 is nothing."""
+    gains = _gains(judged.grades, rows, ids)
+    most = max(map(len, judged.grades))
+    ideal = np.zeros((len(gains), most))
+    for query, grades in enumerate(judged.grades):
+        ideal[query, : len(grades)] = sorted((max(0.0, grade) for grade in grades.values()), reverse=True)
+    relevant = (ideal > 0).sum(axis=1)
+    return [
+        _measure(judged.name, "ndcg@10", ndcg(gains, ideal, 10)),
+        _measure(judged.name, f"recall@{k}", recall(gains, relevant, k)),
+        _measure(judged.name, "mrr", reciprocal_rank(gains)),
+    ]
+
+
+def _gains(grades: Sequence[Mapping[str, float]], rows: Rows, ids: Sequence[str]) -> Gains:
+    gains: NDArray[np.float64] = np.zeros(rows.shape)
+    for query, best in enumerate(rows):
+        judged = grades[query]
+        gains[query] = [max(0.0, judged.get(ids[row], 0.0)) if row >= 0 else 0.0 for row in best]
+    return gains
+
+
+def _measure(task: str, metric: str, values: PerQuery) -> Measure:
+    """The mean over queries."""
+
+    def resampled(rows: Rows, random: np.random.Generator) -> float:
+        return float(values[rows].mean())
+
+    return Measure(task, metric, float(values.mean()), len(values), resampled=resampled)

@@ -1,0 +1,113 @@
+"""The files that make a model folder one of sentence-transformers: which modules, and how texts go in.
+
+Written in the form that all its versions know, as far as that can say what the encoder computes.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmindex.encode.encoder import Encoder, Role
+from llmindex.store.files import make_folder
+from llmindex_training.export_tokenizer import Wrapping
+
+_MODES = {
+    "last": "lasttoken",
+    "eos": "lasttoken",
+    "mean": "mean",
+    "weighted_mean": "weightedmean",
+    "max": "max",
+    "first": "cls",
+}
+_CLASSES = "sentence_transformers.models"
+
+
+def write_modules(encoder: Encoder, wrappings: Mapping[Role, Wrapping], folder: Path, *, same: bool) -> None:
+    """Write the files beside the model and its tokenizer.
+
+    Args:
+        encoder: what is exported.
+        wrappings: what its prompts put around texts.
+        folder: the model's.
+        same: whether queries and documents have the same prompt; else the tokenizer has a chat template for them.
+    """
+    spec = encoder.spec
+    write_json(folder / "sentence_bert_config.json", _input_config(spec.layer, wrappings, same=same))
+    width = encoder.backbone.hidden_size
+    pooling = {"word_embedding_dimension": width, "include_prompt": True}
+    pooling |= {
+        f"pooling_mode_{name}": _MODES.get(spec.pooling, "mean") == mode
+        for name, mode in (
+            ("cls_token", "cls"),
+            ("mean_tokens", "mean"),
+            ("max_tokens", "max"),
+            ("mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
+            ("weightedmean_tokens", "weightedmean"),
+            ("lasttoken", "lasttoken"),
+        )
+    }
+    modules: list[tuple[str, str]] = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    if spec.dim < width:
+        modules.append(("Dense", "2_Dense"))
+        _write_cut(folder / "2_Dense", width, spec.dim)
+    if spec.normalize:
+        modules.append(("Normalize", f"{len(modules)}_Normalize"))
+        make_folder(folder / modules[-1][1])
+        write_json(folder / modules[-1][1] / "config.json", {})
+    write_json(
+        folder / "modules.json",
+        [
+            {"idx": number, "name": str(number), "path": path, "type": f"{_CLASSES}.{name}"}
+            for number, (name, path) in enumerate(modules)
+        ],
+    )
+    gap = wrappings["document"].gap if same else ""
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "prompts": {"query": gap, "document": gap},
+            "default_prompt_name": "document" if gap else None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+
+
+def _input_config(layer: int, wrappings: Mapping[Role, Wrapping], *, same: bool) -> dict[str, Any]:
+    """How texts go in and which layer's states come out; what is not said is the default, old versions' too."""
+    if same and layer == -1:
+        return {"max_seq_length": wrappings["document"].most, "do_lower_case": False}
+    states = {
+        "method": "forward",
+        "method_output_name": "last_hidden_state" if layer == -1 else ["hidden_states", layer],
+    }
+    config: dict[str, Any] = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": states},
+        "module_output_name": "token_embeddings",
+    }
+    if not same:
+        config["modality_config"]["message"] = states | {"format": "flat"}
+        config |= {"query_length": wrappings["query"].most, "document_length": wrappings["document"].most}
+    return config
+
+
+def _write_cut(folder: Path, width: int, dim: int) -> None:
+    """A linear map that keeps the first values: what ``truncate_dim`` does, but before the length is made one."""
+    import torch
+    from safetensors.torch import save_file
+
+    make_folder(folder)
+    save_file({"linear.weight": torch.eye(dim, width)}, folder / "model.safetensors")
+    activation = "torch.nn.modules.linear.Identity"
+    write_json(
+        folder / "config.json",
+        {"in_features": width, "out_features": dim, "bias": False, "activation_function": activation},
+    )
+
+
+def write_json(file: Path, values: Any) -> None:  # noqa: ANN401
+    """Write JSON that people can read, its folder made where it is not there."""
+    make_folder(file.parent)
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

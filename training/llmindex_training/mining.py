@@ -1,0 +1,291 @@
+"""Hard negatives from an index: documents that lie near a text and are not what it was paired with.
+
+A pair's negatives are the stored documents nearest to its text, encoded as a query with the index's own encoder, whose
+score stays a margin below that of the text's own positive. Nearer ones are too likely to be positives that nobody
+paired (the margin is TopK-MarginPos of NV-Retriever, Moreira et al. 2024, arXiv 2407.15831). Pairs stream through:
+memory does not grow with their number, and the output appears whole or not at all.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from llmindex.encode.encoder import Encoder
+from llmindex.errors import CorpusError, UsageError
+from llmindex.index.faiss_index import VectorIndex
+from llmindex.progress import Progress, ProgressCallback
+from llmindex.store.files import replacing
+from llmindex.store.reader import VectorStore
+from llmindex_training.pairs import NEGATIVE, PAIR, TEXT
+
+DEFAULT_K = 30
+DEFAULT_MARGIN = 0.05
+
+# Pairs that are encoded and looked up together.
+_WINDOW = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MiningReport:
+    """What was mined.
+
+    Attributes:
+        file: the pairs with their negatives.
+        pairs: pairs read.
+        rows: rows written: one a negative, and one for each pair without any.
+        with_negative: pairs that got at least one.
+        without: pairs that got none.
+        held_back: documents among the nearest that were too near to be surely negative.
+        positive_score: mean score between a text and its positive; None without pairs.
+        negative_score: mean score between a text and its negatives; None where there are none.
+        seconds: of the whole call.
+    """
+
+    file: Path
+    pairs: int
+    rows: int
+    with_negative: int
+    without: int
+    held_back: int
+    positive_score: float | None
+    negative_score: float | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self) | {"file": str(self.file)}
+
+
+def mine(
+    files: Sequence[str | Path],
+    index: str | Path,
+    output: str | Path,
+    *,
+    k: int = DEFAULT_K,
+    margin: float = DEFAULT_MARGIN,
+    negatives: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    on_progress: ProgressCallback | None = None,
+) -> MiningReport:
+    """Add a column ``negative`` to pairs, with documents of an index.
+
+    Args:
+        files: Parquet files with the columns text and text_pair; their other columns are kept.
+        index: the index folder; its encoder embeds the pairs, ``text`` as a query, ``text_pair`` as a document.
+        output: the Parquet file to write, a row a negative. A pair without any keeps its row, with a null.
+        k: how many of the nearest documents are considered; scores are those that the index gives.
+        margin: how far a negative's score has to stay below the positive's.
+        negatives: the most of a pair.
+        device: where the encoder runs.
+        dtype: what it computes in.
+        trust_remote_code: run the Python files that came with the index's model.
+        on_progress: called with the stage "mine", in pairs.
+
+    Raises:
+        UsageError: an option has an impossible value, or the output is one of the inputs.
+        CorpusError: a file is missing, is not Parquet, lacks a column, or has a row with an empty side.
+        LlmindexError: the index or its model is not there or not usable; see :func:`llmindex.open`.
+    """
+    started = time.perf_counter()
+    _check_options(k, margin, negatives)
+    sources = [Path(file) for file in files]
+    path = Path(output)
+    if any(source.exists() and path.exists() and source.samefile(path) for source in sources):
+        raise UsageError(f"{path} is one of the pairs files; write to another file")
+    schema, total = _common_schema(sources)
+    store = VectorStore.open(index)
+    found = VectorIndex.load(store)
+    encoder = Encoder.from_spec(
+        store.manifest.encoder.spec, device_name=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    miner = _Miner(store, found, encoder, k, margin, negatives)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema.append(_NEGATIVE)) as writer:
+        for table in _windows(sources, schema):
+            writer.write_table(miner.add_negatives(table))
+            if on_progress is not None:
+                on_progress(Progress("mine", miner.pairs, total, "pairs"))
+    return MiningReport(
+        file=path,
+        pairs=miner.pairs,
+        rows=miner.rows,
+        with_negative=miner.pairs - miner.without,
+        without=miner.without,
+        held_back=miner.held_back,
+        positive_score=_mean(miner.positive_scores),
+        negative_score=_mean(miner.negative_scores),
+        seconds=time.perf_counter() - started,
+    )
+
+
+_NEGATIVE = pa.field(NEGATIVE, pa.string())
+
+
+@dataclass(slots=True)
+class _Sum:
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        self.total += float(values.sum(dtype=np.float64))
+        self.count += len(values)
+
+
+def _mean(scores: _Sum) -> float | None:
+    return scores.total / scores.count if scores.count else None
+
+
+@dataclass(slots=True)
+class _Miner:
+    """Finds the negatives of one window of pairs after the other, and counts."""
+
+    store: VectorStore
+    index: VectorIndex
+    encoder: Encoder
+    k: int
+    margin: float
+    negatives: int
+    pairs: int = 0
+    rows: int = 0
+    without: int = 0
+    held_back: int = 0
+    positive_scores: _Sum = field(default_factory=_Sum)
+    negative_scores: _Sum = field(default_factory=_Sum)
+
+    def add_negatives(self, table: pa.Table) -> pa.Table:
+        """The pairs with their negatives, in the order of the pairs, nearest negatives first."""
+        texts, positives = (_strings(table[name]).to_pylist() for name in (TEXT, PAIR))
+        queries = self.encoder.encode(texts, role="query")
+        positive_scores = (queries * self.encoder.encode(positives, role="document")).sum(axis=1)
+        found = self.index.search(queries, self.k)
+        kept = found.rows >= 0
+        stored = iter(self.store.take(found.rows[kept], ["text"])["text"].to_pylist())
+        pair_rows: list[int] = []
+        chosen: list[str | None] = []
+        scores: list[float] = []
+        for pair in range(len(texts)):
+            own = {_same(texts[pair]), _same(positives[pair])}
+            limit = float(positive_scores[pair]) - self.margin
+            near = [(next(stored), float(score)) for score in found.scores[pair][kept[pair]]]
+            picked = self._pick(near, own, limit)
+            pair_rows += [pair] * max(1, len(picked))
+            chosen += [text for text, _ in picked] or [None]
+            scores += [score for _, score in picked]
+            self.without += not picked
+        self.pairs += len(texts)
+        self.rows += len(chosen)
+        self.positive_scores.add(positive_scores)
+        self.negative_scores.add(np.array(scores, np.float32))
+        return table.take(pa.array(pair_rows, pa.int64())).append_column(_NEGATIVE, pa.array(chosen, pa.string()))
+
+    def _pick(self, near: Sequence[tuple[str, float]], own: set[str], limit: float) -> list[tuple[str, float]]:
+        """The nearest documents that may be negatives, each text once."""
+        picked: list[tuple[str, float]] = []
+        for text, score in near:
+            key = _same(text)
+            if key in own:
+                continue
+            own.add(key)
+            if score > limit:
+                self.held_back += 1
+            elif len(picked) < self.negatives:
+                picked.append((text, score))
+        return picked
+
+
+def _same(text: str) -> str:
+    """Equal for texts that differ in white space at most."""
+    return " ".join(text.split())
+
+
+def _check_options(k: int, margin: float, negatives: int) -> None:
+    if k < 1:
+        raise UsageError(f"-k {k} must be at least 1")
+    if negatives < 1:
+        raise UsageError(f"--negatives {negatives} must be at least 1")
+    if negatives > k:
+        raise UsageError(f"--negatives {negatives} cannot come from the {k} nearest documents; raise -k")
+    if not 0 <= margin <= 2:
+        raise UsageError(f"--margin {margin} must lie between 0 and 2")
+
+
+def _common_schema(files: Sequence[Path]) -> tuple[pa.Schema, int]:
+    """Columns of all files together, and their number of rows; every row is checked before any is encoded."""
+    schemas: list[pa.Schema] = []
+    rows = 0
+    for file in files:
+        opened = _open(file)
+        schema = opened.schema_arrow.remove_metadata()
+        for name in (TEXT, PAIR):
+            if name not in schema.names:
+                raise CorpusError(
+                    f'{file} has no column "{name}" (it has {", ".join(schema.names)}); pairs need the columns {TEXT} '
+                    f"and {PAIR}"
+                )
+            if not _is_text(schema.field(name).type):
+                raise CorpusError(f'{file}: column "{name}" holds {schema.field(name).type}, not text')
+        if NEGATIVE in schema.names:
+            raise CorpusError(f'{file} has a column "{NEGATIVE}" already; mine from pairs without it')
+        _check_rows(file, opened)
+        schemas.append(schema)
+        rows += opened.metadata.num_rows
+    try:
+        return pa.unify_schemas(schemas), rows
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise CorpusError(f"the pairs files have a column of the same name in different types: {error}") from error
+
+
+def _check_rows(file: Path, opened: pq.ParquetFile) -> None:
+    row = 0
+    for batch in _read(file, opened, [TEXT, PAIR]):
+        for name in (TEXT, PAIR):
+            empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(_strings(batch[name])), ""), True)
+            if (place := pc.index(empty, True).as_py()) >= 0:
+                raise CorpusError(f'{file}, row {row + place}: "{name}" is empty; remove such rows first')
+        row += batch.num_rows
+
+
+def _windows(files: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    for file in files:
+        opened = _open(file)
+        for batch in _read(file, opened, None):
+            columns = [
+                batch[part.name].cast(part.type) if part.name in batch.column_names else pa.nulls(len(batch), part.type)
+                for part in schema
+            ]
+            yield pa.table(columns, schema=schema)
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    if not file.is_file():
+        raise CorpusError(f"{file}: no such file")
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{file} is not a readable Parquet file: {error}") from error
+
+
+def _read(file: Path, opened: pq.ParquetFile, columns: list[str] | None) -> Iterator[pa.Table]:
+    try:
+        for batch in opened.iter_batches(batch_size=_WINDOW, columns=columns):
+            yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{file} is damaged: {error}") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.string())

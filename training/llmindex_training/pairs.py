@@ -1,0 +1,168 @@
+"""Positive pairs: read from Parquet files, checked row by row, and dealt into the batches of a run.
+
+The deal is a pure function of the pairs and the recipe: a resumed run gets the same batches.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from llmindex.errors import CorpusError
+from llmindex_training.recipe import Data
+
+TEXT, PAIR, SOURCE, NEGATIVE = "text", "text_pair", "source", "negative"
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs of texts that mean the same, or answer each other.
+
+    Attributes:
+        table: string columns text, text_pair, source; negative, which may be null.
+        sha256: identity of the files' rows, in their order.
+    """
+
+    table: pa.Table
+    sha256: str
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """Which pairs are trained on, when, and which are kept to score.
+
+    Attributes:
+        steps: row numbers of each step's batch, ``(steps, batch_size) int64``.
+        held_out: row numbers of the pairs that no step has, ``(h,) int64``.
+    """
+
+    steps: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+
+def read(files: Sequence[str | Path]) -> Pairs:
+    """Read pairs files one after the other.
+
+    Raises:
+        CorpusError: a file is missing or no Parquet file, lacks a column, or has a row with an empty side.
+    """
+    tables = [_read(Path(file)) for file in files]
+    digest = hashlib.sha256()
+    for table in tables:
+        for column in table.columns:
+            for value in column.to_pylist():
+                digest.update(b"\0" if value is None else value.encode() + b"\1")
+    return Pairs(pa.concat_tables(tables).combine_chunks(), digest.hexdigest())
+
+
+def deal(pairs: Pairs, data: Data, batch_size: int, steps: int) -> Deal:
+    """Draw the batches of a run, every pair once before any comes again.
+
+    Args:
+        pairs: what :func:`read` gave.
+        data: how to draw.
+        batch_size: pairs a step.
+        steps: how many; 0 for one pass.
+
+    Raises:
+        CorpusError: there are too few pairs for a single batch beside those held out.
+    """
+    if not len(pairs):
+        raise _too_few(pairs, batch_size, 0)
+    rng = np.random.default_rng(data.seed)
+    sources = pc.rank(pairs.table[SOURCE].combine_chunks(), tiebreaker="dense").to_numpy()
+    order = rng.permutation(len(pairs))
+    if data.max_per_source:
+        order = _capped(order, sources, data.max_per_source)
+    held_out, order = order[: data.held_out], order[data.held_out :]
+    passes: list[NDArray[np.int64]] = []
+    made = 0
+    while not made or made < steps:
+        batches = _batches(order, sources, batch_size, data, rng)
+        if not len(batches):
+            raise _too_few(pairs, batch_size, len(held_out))
+        passes.append(batches)
+        made += len(batches)
+        order = rng.permutation(order)
+    dealt = np.concatenate(passes)
+    return Deal(dealt[:steps] if steps else dealt, np.sort(held_out))
+
+
+def text_keys(texts: Sequence[str]) -> NDArray[np.int64]:
+    """``(n,) int64``, equal for texts that differ in case and white space at most."""
+    digests = [hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), np.int64)
+
+
+def _too_few(pairs: Pairs, batch_size: int, held_out: int) -> CorpusError:
+    return CorpusError(
+        f"{len(pairs):,} pairs are too few for batches of {batch_size} beside {held_out} held out; "
+        "give more, or lower optim.batch_size or data.held_out"
+    )
+
+
+def _batches(
+    order: NDArray[np.int64], sources: NDArray[np.int64], size: int, data: Data, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Whole batches in the order of their rows; with "source", each of one source, in random order."""
+    if data.batches == "mixed":
+        return order[: len(order) // size * size].reshape(-1, size)
+    groups = [order[sources[order] == source] for source in np.unique(sources)]
+    batches = [group[: len(group) // size * size].reshape(-1, size) for group in groups]
+    return rng.permutation(np.concatenate(batches))
+
+
+def _capped(order: NDArray[np.int64], sources: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """The first rows of each source, their order kept."""
+    kept = [order[sources[order] == source][:most] for source in np.unique(sources)]
+    chosen = np.zeros(len(sources), np.bool_)
+    chosen[np.concatenate(kept)] = True
+    return order[chosen[order]]
+
+
+def _read(file: Path) -> pa.Table:
+    if not file.is_file():
+        raise CorpusError(f"{file}: no such file")
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{file} is not a readable Parquet file: {error}") from error
+    missing = [name for name in (TEXT, PAIR) if name not in table.column_names]
+    if missing:
+        raise CorpusError(
+            f'{file} has no column "{missing[0]}" (it has {", ".join(table.column_names)}); pairs need the columns '
+            f"{TEXT} and {PAIR}"
+        )
+    columns = {name: _strings(file, table, name) for name in (TEXT, PAIR)}
+    for name, column in columns.items():
+        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
+        if (row := pc.index(empty, True).as_py()) >= 0:
+            raise CorpusError(f'{file}, row {row}: "{name}" is empty; remove such rows first')
+    columns[SOURCE] = (
+        pc.fill_null(_strings(file, table, SOURCE), "")
+        if SOURCE in table.column_names
+        else pa.chunked_array([pa.array([file.stem] * table.num_rows, pa.string())])
+    )
+    columns[NEGATIVE] = (
+        _strings(file, table, NEGATIVE)
+        if NEGATIVE in table.column_names
+        else pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
+    )
+    return pa.table(columns)
+
+
+def _strings(file: Path, table: pa.Table, name: str) -> pa.ChunkedArray:
+    column = table[name]
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise CorpusError(f'{file}: column "{name}" holds {column.type}, not text')
+    return column.cast(pa.string())

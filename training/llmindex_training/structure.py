@@ -1,0 +1,60 @@
+"""Positives out of a document itself: its title and its body, or two neighbouring spans of its text.
+
+Nothing is written anew, so these pairs cost nothing and cannot be wrong about the text; the two sides never overlap,
+so that a model cannot match them by words that both took from the same place.
+"""
+
+import random
+import re
+
+MIN_CHARACTERS = 24
+"""A side that is shorter says too little to be a positive."""
+MAX_CHARACTERS = 480
+"""A span ends with the sentence that brings it to this length: about the hundred tokens that training looks at."""
+
+# Behind the end of a sentence, a paragraph or an item of a list; scripts without spaces have full stops of their own.
+_BREAK = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+|(?<=[。！？])|\n\s*\n|\n(?=\s*[-*•] )")
+
+
+def body_without(title: str, text: str) -> str:
+    """The text without the title, where it begins with that: what is left says nothing that the title says verbatim."""
+    head = text.lstrip()
+    if head.casefold().startswith(title.strip().casefold()):
+        return head[len(title.strip()) :].lstrip(" \t\n\r.:–—-")
+    return text
+
+
+def two_spans(text: str, chance: random.Random) -> tuple[str, str] | None:
+    """Two neighbouring spans of whole sentences, each of 24 to about 480 characters; None for a text too short.
+
+    They are neighbours because a long document wanders from subject to subject, and its ends need not share one.
+    """
+    sentences = _sentences(text)
+    lengths = [len(sentence) for sentence in sentences]
+    cuts = [
+        cut
+        for cut in range(1, len(sentences))
+        if sum(lengths[:cut]) >= MIN_CHARACTERS and sum(lengths[cut:]) >= MIN_CHARACTERS
+    ]
+    if not cuts:
+        return None
+    cut = chance.choice(cuts)
+    before = _span(sentences[:cut][::-1])[::-1]
+    return " ".join(before), " ".join(_span(sentences[cut:]))
+
+
+def _sentences(text: str) -> list[str]:
+    parts = (" ".join(part.split()) for part in _BREAK.split(text))
+    return [part[:MAX_CHARACTERS] for part in parts if part]
+
+
+def _span(sentences: list[str]) -> list[str]:
+    """The first sentences, up to the length of a span."""
+    taken: list[str] = []
+    length = 0
+    for sentence in sentences:
+        if taken and length + len(sentence) > MAX_CHARACTERS:
+            break
+        taken.append(sentence)
+        length += len(sentence)
+    return taken
