@@ -1,4 +1,4 @@
-"""Small indexes for tests: seeded vectors and documents, and a store made of them."""
+"""Small indexes for tests: seeded vectors and documents, a store made of them, and its search index."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,15 @@ import numpy as np
 import pyarrow as pa
 
 from llmindex.encode.spec import EncoderSpec
+from llmindex.index.faiss_index import VectorIndex, rebuild
+from llmindex.progress import ProgressCallback
 from llmindex.records import Vectors
 from llmindex.store.manifest import CorpusRecord, EncoderRecord, VectorDtype
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
+
+CORPUS = CorpusRecord({"sources": [{"path": "corpus.jsonl"}]})
+DTYPES: list[VectorDtype] = ["float16", "float32"]
 
 
 def make_encoder(dim: int, *, normalize: bool = True) -> EncoderRecord:
@@ -43,6 +48,11 @@ def make_vectors(count: int, dim: int, seed: int = 0, *, clusters: int = 0) -> V
     return unit
 
 
+def as_stored(vectors: Vectors, dtype: str) -> Vectors:
+    """What a store of these vectors gives back."""
+    return vectors.astype(dtype).astype(np.float32)
+
+
 def make_documents(start: int, stop: int, more: Mapping[str, Any] | None = None) -> pa.Table:
     """Documents ``d<start>`` … ``d<stop - 1>`` with their number as metadata."""
     numbers = range(start, stop)
@@ -71,3 +81,18 @@ def make_store(
             append(writer, make_documents(start, stop), vectors[start:stop])
         writer.finish()
     return VectorStore.open(path)
+
+
+def make_index(
+    path: Path,
+    vectors: Vectors,
+    factory: str | None = None,
+    recall: float = 0.95,
+    on_progress: ProgressCallback | None = None,
+) -> tuple[VectorStore, VectorIndex]:
+    """A store of these vectors and its index, as they come from disk."""
+    make_store(path, vectors)
+    with VectorWriter.open(path) as writer:
+        rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
+    store = VectorStore.open(path)
+    return store, VectorIndex.load(store)

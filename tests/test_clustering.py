@@ -1,12 +1,9 @@
-"""Clustering an index: options, reduction, noise, summaries, files, new documents."""
+"""Clustering an index: options, noise, summaries, new documents."""
 
-import builtins
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,28 +13,12 @@ from llmindex.cluster.clustering import Clustering, ClusterOptions, assign, clus
 from llmindex.cluster.hdbscan_tree import density_tree
 from llmindex.cluster.neighbors import NeighborGraph, neighbor_graph
 from llmindex.cluster.noise import default_limit, spread, strength, vote
-from llmindex.cluster.reduce import COMPONENTS, EVENED_TO, Blocks, reduce, shift
-from llmindex.cluster.saved import names
 from llmindex.cluster.spanning_tree import spanning_tree
-from llmindex.errors import CorruptStore, MissingPackage, StaleIndex, UsageError
+from llmindex.errors import UsageError
 from llmindex.progress import Progress
-from llmindex.records import Vectors
 from llmindex.store.reader import VectorStore
-from llmindex.store.writer import VectorWriter
-from tests.samples import append, make_documents, make_store, make_vectors
-
-DIM = 24
-
-
-def topics(count: int, seed: int = 0) -> Vectors:
-    """Unit vectors around ten centres, in order of centre, and one in ten anywhere."""
-    random = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(10, DIM))
-    vectors = centres[np.arange(count) * 10 // count] + 0.35 * random.normal(size=(count, DIM))
-    lost = random.random(count) < 0.1
-    vectors[lost] = random.normal(size=(lost.sum(), DIM))
-    unit: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return unit
+from tests.samples import make_store, make_vectors
+from tests.topics import DIM, topics
 
 
 @pytest.fixture(scope="module")
@@ -86,87 +67,6 @@ class TestOptions:
         assert [options.min_cluster_size for options in sizes] == [3, 3, 8, 25, 79]
         assert [options.min_samples for options in sizes] == [2, 2, 5, 5, 5]
         assert ClusterOptions(min_cluster_size=2).resolve(100).min_samples == 1
-
-
-def in_blocks(vectors: Vectors, *cuts: int) -> Blocks:
-    return lambda: np.split(vectors, cuts)
-
-
-class TestReduce:
-    def test_components_are_those_of_a_singular_value_decomposition(self) -> None:
-        vectors = make_vectors(300, 100) * np.linspace(5, 0.5, 100, dtype=np.float32)
-        projection = reduce(in_blocks(vectors, 7, 120), np.arange(300), "pca").projection
-        _, deviations, directions = np.linalg.svd(vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64))
-        assert projection is not None
-        lengths = np.linalg.norm(projection.components, axis=1)
-        along = np.abs((projection.components / lengths[:, None] * directions[:COMPONENTS]).sum(axis=1))
-        assert along == pytest.approx(1, abs=1e-3)
-        # Evened out: what varies most varies three times as much as what varies least, and nothing more.
-        kept = deviations[:COMPONENTS] * lengths / deviations[COMPONENTS - 1]
-        assert kept == pytest.approx(
-            np.minimum(deviations[:COMPONENTS] / deviations[COMPONENTS - 1], EVENED_TO), rel=1e-3
-        )
-
-    def test_vectors_move_towards_their_neighbours(self) -> None:
-        vectors = make_vectors(200, 30)
-        reduced = reduce(in_blocks(vectors), np.arange(200), "pca")
-        assert reduced.projection is not None
-        projected = reduced.projection(vectors).astype(np.float64)
-        order = np.argsort(-projected @ projected.T, axis=1)[:, 1 : 1 + 200 // 20]
-        expected = 0.25 * projected + 0.75 * projected[order].mean(axis=1)
-        assert np.allclose(reduced.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
-
-    def test_a_missing_neighbour_does_not_count(self) -> None:
-        vectors = np.eye(2, 3, dtype=np.float32)
-        other = np.full((2, 3), [0, 0, 1], np.float32)
-        both, first, none = np.array([True, True]), np.array([True, False]), np.array([False, False])
-        once, twice = shift(vectors, [(other, both)]), shift(vectors, [(other, both), (-other, none)])
-        assert (once == twice).all()
-        assert once[0] == pytest.approx(np.array([0.25, 0, 0.75]) / np.hypot(0.25, 0.75))
-        assert (shift(vectors, [(other, first)])[1] == vectors[1]).all()
-
-    def test_copies_stay_copies(self) -> None:
-        vectors = make_vectors(60, 16)[np.arange(300) % 60]
-        reduced = reduce(in_blocks(vectors, 71, 160), np.arange(300) % 60, "pca").vectors
-        assert (reduced == reduced[np.arange(300) % 60]).all()
-        assert len(np.unique(reduced, axis=0)) == 60
-
-    @pytest.mark.parametrize("count", [1, 2, 3, 10, 25])
-    def test_few_vectors(self, count: int) -> None:
-        vectors = make_vectors(count, 16)
-        reduced = reduce(in_blocks(vectors), np.arange(count), "pca").vectors
-        assert reduced.shape == (count, max(1, count // 3))
-        assert np.isfinite(reduced).all()
-
-    def test_vectors_of_fewer_dimensions_than_components(self) -> None:
-        vectors = np.zeros((200, 40), np.float32)
-        vectors[:, :3] = make_vectors(200, 3)
-        reduced = reduce(in_blocks(vectors), np.arange(200), "pca").vectors
-        assert np.isfinite(reduced).all()
-        assert np.abs(reduced[:, 3:]).max() < 1e-3
-
-    def test_large_corpora_are_sampled(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("llmindex.cluster.reduce._SAMPLE", 100)
-        vectors = make_vectors(1050, 16, clusters=4)
-        projection = reduce(in_blocks(vectors, 7, 500), np.arange(1050), "pca").projection
-        assert projection is not None
-        assert np.allclose(projection.mean, vectors[::11].mean(axis=0), atol=1e-6)
-
-    def test_none_leaves_the_vectors(self) -> None:
-        vectors = make_vectors(20, 8)
-        assert (reduce(in_blocks(vectors, 8), np.arange(20), "none").vectors == vectors).all()
-
-    def test_umap_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        original = builtins.__import__
-
-        def without_umap(name: str, *args: Any, **more: Any) -> Any:  # noqa: ANN401
-            if name == "umap":
-                raise ImportError("No module named 'umap'")
-            return original(name, *args, **more)
-
-        monkeypatch.setattr(builtins, "__import__", without_umap)
-        with pytest.raises(MissingPackage, match=r"pip install 'llmindex\[umap\]'"):
-            reduce(in_blocks(make_vectors(40, 8)), np.arange(40), "umap")
 
 
 class TestNoise:
@@ -333,97 +233,6 @@ class TestCentral:
 
     def test_no_clusters(self) -> None:
         assert central_rows(lambda: [make_vectors(5, 4)], np.full(5, -1, np.int32), np.arange(5)) == []
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> VectorStore:
-    """A store that the test may change."""
-    return make_store(tmp_path / "own.llmindex", topics(300), "float32")
-
-
-class TestFiles:
-    def test_what_is_saved_is_loaded(self, own: VectorStore) -> None:
-        found = cluster(own, ClusterOptions(name="v1.2", min_cluster_size=6))
-        path = save(found, own)
-        assert path == own.path / "clusters" / "v1.2.parquet"
-        assert names(own) == ["v1.2"]
-        loaded = load(own, "v1.2")
-        assert (loaded.labels == found.labels).all()
-        assert (loaded.probabilities == found.probabilities).all()
-        for field in ("options", "clusters", "noise_share", "assigned_share", "built_from", "seconds"):
-            assert getattr(loaded, field) == getattr(found, field)
-        new = topics(50, seed=4)
-        assert (assign(loaded, own, new).labels == assign(found, own, new).labels).all()
-
-    def test_the_files_are_as_documented(self, own: VectorStore) -> None:
-        found = cluster(own)
-        table = pq.read_table(save(found, own))
-        assert [(field.name, str(field.type)) for field in table.schema] == [
-            ("id", "string"),
-            ("row", "int64"),
-            ("label", "int32"),
-            ("probability", "float"),
-        ]
-        assert table["id"].to_pylist() == [f"d{row}" for row in range(300)]
-        assert table["row"].to_pylist() == list(range(300))
-        summary = json.loads((own.path / "clusters" / "default.json").read_text(encoding="utf-8"))
-        assert summary["built_from"] == own.vectors_id
-        assert summary["documents"] == 300
-        assert summary["options"]["min_cluster_size"] == found.options.min_cluster_size
-        assert [each["size"] for each in summary["clusters"]] == [each.size for each in found.clusters]
-        assert set(summary["clusters"][0]) >= {"label", "size", "keywords", "central_rows", "central_ids"}
-        assert not [path for path in (own.path / "clusters").iterdir() if path.name.startswith(".")]
-
-    def test_saving_again_replaces(self, own: VectorStore) -> None:
-        save(cluster(own), own)
-        other = cluster(own, ClusterOptions(min_cluster_size=20))
-        save(other, own)
-        assert (load(own).labels == other.labels).all()
-        assert names(own) == ["default"]
-
-    def test_other_vectors_make_it_stale(self, own: VectorStore) -> None:
-        found = cluster(own)
-        save(found, own)
-        with VectorWriter.open(own.path) as writer:
-            append(writer, make_documents(300, 310), make_vectors(10, DIM))
-            writer.finish()
-        grown = VectorStore.open(own.path)
-        for use in (lambda: load(grown), lambda: save(found, grown), lambda: assign(found, grown, topics(5))):
-            with pytest.raises(StaleIndex, match="llmindex cluster"):
-                use()
-
-    def test_a_name_that_is_not_there(self, own: VectorStore) -> None:
-        with pytest.raises(UsageError, match=r'no clustering "other" \(it has: none yet\)'):
-            load(own, "other")
-        save(cluster(own), own)
-        with pytest.raises(UsageError, match=r"it has: default"):
-            load(own, "other")
-        with pytest.raises(UsageError, match="cannot name a clustering"):
-            load(own, "../manifest")
-
-    @pytest.mark.parametrize("suffix", [".json", ".parquet", ".tree.npz"])
-    @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "other run"])
-    def test_damaged_files(self, own: VectorStore, suffix: str, damage: str) -> None:
-        save(cluster(own, ClusterOptions(name="other", min_cluster_size=20)), own)
-        save(cluster(own), own)
-        path = own.path / "clusters" / f"default{suffix}"
-        if damage == "missing":
-            path.unlink()
-        elif damage == "other run":
-            path.write_bytes(path.with_name(f"other{suffix}").read_bytes())
-        else:
-            path.write_bytes(path.read_bytes()[: 100 if damage == "cut" else 0])
-        expected = UsageError if (suffix, damage) == (".json", "missing") else CorruptStore
-        with pytest.raises(expected, match="llmindex cluster") as error:
-            load(own)
-        assert "\n" not in str(error.value)
-
-    @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"built_from": 3}', '{"sha256": []}'])
-    def test_json_that_is_no_clustering(self, own: VectorStore, text: str) -> None:
-        save(cluster(own), own)
-        (own.path / "clusters" / "default.json").write_text(text, encoding="utf-8")
-        with pytest.raises((CorruptStore, StaleIndex), match="llmindex cluster"):
-            load(own)
 
 
 class TestAssign:

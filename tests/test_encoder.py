@@ -287,3 +287,8 @@ def test_impossible_device_and_dtype_are_refused(tiny_model: Path) -> None:
         Encoder.load(str(tiny_model), device="cuda:99")
     with pytest.raises(UsageError, match='unknown dtype "int3"'):
         Encoder.load(str(tiny_model), dtype="int3")
+
+
+def test_an_unknown_role_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(UsageError, match='unknown role "passage"; one of document, query'):
+        encoder.tokenize(["a text"], role="passage")  # type: ignore[arg-type]

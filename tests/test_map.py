@@ -1,13 +1,10 @@
-"""Maps: what is drawn, that both forms are whole or absent, and the page in a real browser, hostile texts included."""
+"""Maps: what is drawn, that both forms are whole or absent, and that a text stays one in the page's source."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,70 +15,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llmindex.cluster import map as module
-from llmindex.cluster.clustering import Clustering, ClusterSummary, cluster
+from llmindex.cluster.clustering import Clustering, cluster
 from llmindex.cluster.map import MapData, check_path, draw, figure, page, read, sample_rows, write_map
 from llmindex.errors import MissingPackage, StorageError, UsageError
 from llmindex.store.reader import VectorStore
+from tests.map_samples import HOSTILE, few, make_map, random_map, summary
 from tests.samples import make_store, make_vectors
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    pass
 
-HOSTILE = (
-    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
-    "<!--<script> ]]> ${alert(1)} {{7*7}} \u2028\u2029 \x00 &lt;b&gt; \"'"
-)
+
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def make_map(**changes: Any) -> MapData:  # noqa: ANN401
-    """Five points of two clusters and one of noise, which lies in the middle."""
-    data = MapData(
-        title="ships and bread",
-        documents=6,
-        noise=1,
-        positions=np.array([[-1, -1], [-1, -0.9], [-0.9, -1], [1, 1], [1, 0.9], [0, 0]], np.float32),
-        labels=np.array([7, 7, 7, 2, 2, -1], np.int32),
-        probabilities=np.array([1, 0.5, 0.25, 1, 0.75, 0], np.float32),
-        ids=["d0", "d1", "d2", "d3", "d4", "d5"],
-        snippets=["harbour of ships", "a ship", "the Anchor", "warm bread", "yeast and bread", HOSTILE],
-        clusters=[summary(7, 3, "harbour", "ship", "anchor"), summary(2, 2, "bread", "oven")],
-    )
-    return replace(data, **changes)
-
-
-def summary(label: int, size: int, *keywords: str) -> ClusterSummary:
-    return ClusterSummary(label, size, keywords, central_rows=(0,), central_ids=("d0",), persistence=0.5)
-
-
-def random_map(count: int, clusters: int, seed: int = 0) -> MapData:
-    """Clusters of Gaussian shape, a fifth of the points noise."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(-clusters // 4, clusters, count).clip(-1).astype(np.int32)
-    centers = random.uniform(-0.8, 0.8, (clusters + 1, 2))
-    positions = (centers[labels] + random.normal(scale=0.05, size=(count, 2))).clip(-1, 1).astype(np.float32)
-    sizes = np.bincount(labels + 1, minlength=clusters + 1)
-    return MapData(
-        title="random",
-        documents=count,
-        noise=int(sizes[0]),
-        positions=positions,
-        labels=labels,
-        probabilities=random.random(count, np.float32),
-        ids=[f"d{i}" for i in range(count)],
-        snippets=[f"document number {i}" for i in range(count)],
-        clusters=sorted(
-            [summary(i, int(sizes[i + 1]), f"keyword{i}", f"another{i}") for i in range(clusters)],
-            key=lambda cluster: -cluster.size,
-        ),
-    )
-
-
-def few(count: int) -> MapData:
-    """So many points of noise, and nothing else."""
-    zeros = np.zeros((count, 2), np.float32)
-    noise = np.full(count, -1, np.int32)
-    return MapData("few", count, count, zeros, noise, zeros[:, 0], ["d"] * count, ["text"] * count, [])
 
 
 def embedded(html: str) -> Any:  # noqa: ANN401
@@ -305,229 +250,3 @@ def test_noise_is_grey_and_underneath() -> None:
     red, green, blue, _ = first.get_facecolor()[0]
     assert max(red, green, blue) - min(red, green, blue) < 0.05
     assert [np.shape(dots.get_offsets())[0] for dots in (first, *others)] == [1, 3, 2]
-
-
-# ---- The page in a browser -----------------------------------------------------------------------------------------
-
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    """A headless Chromium; skips where there is none."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = [os.environ.get("LLMINDEX_TEST_BROWSER", ""), "chromium", "chromium-browser", "google-chrome"]
-    program = next(filter(None, map(shutil.which, filter(None, names))), None)
-    if program is None:
-        pytest.skip("no Chromium here: install one, or name it in LLMINDEX_TEST_BROWSER")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@dataclass
-class Opened:
-    """A map in the browser, and what it should not have done."""
-
-    page: "Page"
-    faults: list[str]
-    requests: list[str]
-
-    def __getitem__(self, selector: str) -> "Locator":
-        return self.page.locator(selector)
-
-    def middle(self) -> tuple[float, float]:
-        box = self["#map"].bounding_box()
-        assert box
-        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-    def shows(self, selector: str, text: str) -> None:
-        """Wait until an element is seen with exactly this text."""
-        from playwright.sync_api import expect
-
-        expect(self[selector]).to_be_visible()
-        expect(self[selector]).to_have_text(text)
-
-    def color_at(self, x: float, y: float) -> list[int]:
-        """Red, green and blue of the canvas at a place of the window, a moment later."""
-        found: list[int] = self.page.evaluate(
-            """([x, y]) => new Promise((done) => setTimeout(() => {
-                const copy = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-                copy.drawImage(document.getElementById("map"), -x * devicePixelRatio, -y * devicePixelRatio);
-                done([...copy.getImageData(0, 0, 1, 1).data].slice(0, 3));
-            }, 200))""",
-            [x, y],
-        )
-        return found
-
-
-@pytest.fixture
-def opened(browser: "Browser", tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
-    """The small map, or the one given as the fixture's parameter, in a window of its own."""
-    path = tmp_path / "map.html"
-    draw(path, getattr(request, "param", make_map()))
-    context = browser.new_context(viewport={"width": 1000, "height": 700}, reduced_motion="reduce")
-    window = context.new_page()
-    window.set_default_timeout(10_000)
-    result = Opened(window, [], [])
-    window.on("console", lambda message: result.faults.append(message.text))
-    window.on("pageerror", lambda error: result.faults.append(str(error)))
-    window.on("request", lambda request: result.requests.append(request.url))
-    window.goto(path.as_uri())
-    yield result
-    assert result.faults == []
-    assert result.requests == [path.as_uri()]
-    assert window.evaluate("window.hacked") is None
-    context.close()
-
-
-def test_page_opens(opened: Opened) -> None:
-    opened.shows("h1", "ships and bread")
-    opened.shows("#counts", "6 documents, 2 clusters, 16.7% noise")
-    assert opened.page.title() == "ships and bread: map of 6 documents"
-    assert opened["#legend button"].all_text_contents() == ["harbour, ship, anchor3", "bread, oven2"]
-    assert opened["#noise-size"].text_content() == "1"
-
-
-def test_page_shows_the_text_under_the_pointer_and_hostile_text_stays_text(opened: Opened) -> None:
-    assert opened["#tip"].is_hidden()
-    opened.page.mouse.move(*opened.middle())
-    opened.shows("#tip-cluster", "Noise")
-    assert opened["#tip-text"].text_content() == HOSTILE
-    assert opened["#tip-text"].evaluate("element => element.childElementCount") == 0
-    assert opened["#tip-id"].text_content() == "d5"
-    opened.page.mouse.move(opened.middle()[0] + 60, opened.middle()[1])
-    opened["#tip"].wait_for(state="hidden")
-
-
-def test_page_keeps_a_clicked_point(opened: Opened) -> None:
-    x, y = opened.middle()
-    opened.page.mouse.click(x, y)
-    opened.page.mouse.move(x + 100, y)
-    opened.shows("#tip-id", "d5")
-    opened.page.keyboard.press("Escape")
-    opened["#tip"].wait_for(state="hidden")
-
-
-def test_page_search_counts_zooms_and_clears(opened: Opened) -> None:
-    opened.page.keyboard.press("/")
-    opened.page.keyboard.type("ANCHOR d2")
-    opened.shows("#found", "Found 1 of 6; Enter zooms there")
-    opened.page.keyboard.press("Enter")
-    opened.page.mouse.move(*opened.middle())
-    opened.shows("#tip-text", "the Anchor")
-    opened.shows("#tip-cluster", "harbour, ship, anchor")
-    opened.shows("#tip-probability", "probability 0.25")
-    opened["#search"].fill("bread")
-    opened.shows("#found", "Found 2 of 6; Enter zooms there")
-    opened["#search"].fill("nothing like it")
-    opened.shows("#found", "Found 0 of 6")
-    opened["#search"].press("Escape")
-    assert opened["#search"].input_value() == ""
-    assert opened["#found"].text_content() == ""
-
-
-def test_page_legend_isolates_clusters(opened: Opened) -> None:
-    ships, bread = opened["#legend button"].all()
-    opened["#search"].fill("a")  # a letter that every text has
-    opened.shows("#found", "Found 6 of 6; Enter zooms there")
-    ships.click()
-    assert (ships.get_attribute("aria-pressed"), bread.get_attribute("aria-pressed")) == ("true", "false")
-    opened.shows("#found", "Found 3 of 6, chosen clusters only; Enter zooms there")
-    opened.page.mouse.move(*opened.middle())
-    assert opened["#tip"].is_hidden()
-    bread.click()
-    opened.shows("#found", "Found 5 of 6, chosen clusters only; Enter zooms there")
-    ships.click()
-    opened.shows("#found", "Found 2 of 6, chosen clusters only; Enter zooms there")
-    opened["#all"].click()
-    opened.shows("#found", "Found 6 of 6; Enter zooms there")
-    assert opened["#all"].is_disabled()
-
-
-def test_page_hides_noise(opened: Opened) -> None:
-    x, y = opened.middle()
-    ground = opened.color_at(x + 60, y)
-    assert opened.color_at(x, y) != ground
-    opened["#noise"].uncheck()
-    assert opened.color_at(x, y) == ground
-    opened.page.mouse.move(x, y)
-    assert opened["#tip"].is_hidden()
-    opened["#noise"].check()
-    assert opened.color_at(x, y) != ground
-
-
-def test_page_by_keyboard(opened: Opened) -> None:
-    opened["#map"].focus()
-    opened.page.keyboard.press("n")
-    opened.shows("#tip-id", "d5")
-    opened.page.keyboard.press("n")
-    opened.shows("#tip-id", "d0")
-    assert opened["#announce"].text_content() == "d0, harbour, ship, anchor: harbour of ships"
-    opened.page.keyboard.press("p")
-    opened.shows("#tip-id", "d5")
-    for key in ("+", "+", "ArrowLeft", "ArrowUp", "-", "0"):
-        opened.page.keyboard.press(key)
-    opened.page.keyboard.press("Escape")
-    opened.page.mouse.move(*opened.middle())
-    opened.shows("#tip-id", "d5")
-    opened["#legend button"].first.focus()
-    opened.page.keyboard.press("ArrowDown")
-    opened.page.keyboard.press("Enter")
-    assert opened["#legend button"].nth(1).get_attribute("aria-pressed") == "true"
-
-
-def test_page_zooms_under_the_pointer_and_is_dragged(opened: Opened) -> None:
-    x, y = opened.middle()
-    opened.page.mouse.move(x, y)
-    opened.page.mouse.wheel(0, -600)
-    opened.shows("#tip-id", "d5")
-    opened.page.mouse.move(x + 30, y + 30)
-    opened["#tip"].wait_for(state="hidden")
-    opened.page.mouse.down()
-    opened.page.mouse.move(x + 130, y + 80, steps=5)
-    opened.page.mouse.up()
-    opened.page.mouse.move(x + 100, y + 50)
-    opened.shows("#tip-id", "d5")
-    opened["#zoom-fit"].click()
-    opened.page.mouse.move(x, y)
-    opened.shows("#tip-id", "d5")
-
-
-def test_page_fits_any_window_and_both_themes(opened: Opened) -> None:
-    x, y = opened.middle()
-    assert min(opened.color_at(x + 60, y)) > 200
-    opened.page.emulate_media(color_scheme="dark")
-    assert max(opened.color_at(x + 60, y)) < 60
-    for width, height in ((420, 800), (1_400, 500)):
-        opened.page.set_viewport_size({"width": width, "height": height})
-        opened.color_at(0, 0)
-        opened.page.mouse.move(*opened.middle())
-        opened.shows("#tip-id", "d5")
-        assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-@pytest.mark.parametrize(
-    "opened",
-    [
-        make_map(clusters=[], labels=np.full(6, -1, np.int32), noise=6),
-        make_map(title=HOSTILE, ids=[HOSTILE] * 6, clusters=[summary(7, 3, HOSTILE, HOSTILE, HOSTILE), summary(2, 2)]),
-        few(0),
-        random_map(20_000, 60),
-    ],
-    ids=["all noise", "hostile", "nothing", "large"],
-    indirect=True,
-)
-def test_page_of_unusual_maps(opened: Opened) -> None:
-    opened.page.mouse.move(*opened.middle())
-    opened["#search"].fill("nothing like it")
-    opened["#search"].fill("")
-    for button in opened["#legend button"].all()[:2]:
-        button.click()
-    opened["#map"].focus()
-    opened.page.keyboard.press("n")
-    opened["#zoom-in"].click()

@@ -239,3 +239,8 @@ def test_the_list_of_models_names_the_default() -> None:
     (default, *_) = models.available()
     assert default.name == "default"
     assert default.installed == (embedded.find_gguf() is not None)
+
+
+def test_a_revision_is_for_models_of_the_hub(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match=r'--revision "main" is for models of the hub; ".*" is a folder'):
+        models.locate(str(tiny_model), "main")

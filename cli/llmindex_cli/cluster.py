@@ -145,8 +145,9 @@ def _print(clustering: "Clustering", store: "VectorStore") -> None:
         )
         say("")
     noise = int((clustering.labels == -1).sum())
+    followed = f", {clustering.assigned_share:.1%} more followed their neighbours" if clustering.assigned_share else ""
     say(
         f"{count(len(clusters), 'clusters')} of {count(len(clustering.labels), 'documents')}; noise "
-        f"{count(noise, 'documents')} ({clustering.noise_share:.1%}); {duration(clustering.seconds)}; "
+        f"{count(noise, 'documents')} ({clustering.noise_share:.1%}){followed}; {duration(clustering.seconds)}; "
         f'kept as "{clustering.options.name}"'
     )

@@ -21,7 +21,7 @@ from llmindex.cluster.options import ClusterOptions, check_name
 from llmindex.cluster.reduce import Projection
 from llmindex.cluster.result import Clustering, ClusterSummary
 from llmindex.errors import CorruptStore, StaleIndex, UsageError
-from llmindex.store.files import hash_file, make_folder, replacing
+from llmindex.store.files import hash_file, lock, make_folder, replacing
 from llmindex.store.reader import VectorStore
 
 FOLDER = "clusters"
@@ -49,19 +49,21 @@ def save(clustering: Clustering, store: VectorStore) -> Path:
 
     Raises:
         StaleIndex: it was made from other vectors than those in the store.
+        IndexLocked: another process is writing a clustering.
         StorageError: the disk refused.
     """
     _check_fresh(clustering.built_from, store, clustering.options.name)
     make_folder(store.path / FOLDER)
     labels, tree, summary = _paths(store, clustering.options.name)
-    with replacing(labels) as temporary:
-        _write_labels(temporary, clustering, store)
-    with replacing(tree) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **_arrays(clustering.placement))
-    files = {path.name: hash_file(path) for path in (labels, tree)}
-    with replacing(summary) as temporary:
-        values = _summary(clustering) | {"sha256": files}
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with lock(store.path / FOLDER):  # of two runs under one name, one keeps all its files
+        with replacing(labels) as temporary:
+            _write_labels(temporary, clustering, store)
+        with replacing(tree) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **_arrays(clustering.placement))
+        files = {path.name: hash_file(path) for path in (labels, tree)}
+        with replacing(summary) as temporary:
+            values = _summary(clustering) | {"sha256": files}
+            temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return labels
 
 

@@ -1,5 +1,6 @@
 """Searcher: an encoder, a FAISS index and the store, together answering questions with documents."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -43,18 +44,18 @@ class Searcher:
             min_score: leave out hits below this score.
 
         Raises:
-            UsageError: k is below 1.
+            UsageError: k is below 1, or min_score is not a number.
             ModelError: the index's model is not there any more.
             SpecMismatch: it has changed since.
         """
-        _check_k(k)
+        _check(k, min_score)
         if not queries:
             return []
         return self.search_vectors(self.encoder.encode(queries, role="query"), k, min_score)
 
     def search_vectors(self, vectors: Vectors, k: int = 10, min_score: float | None = None) -> list[list[Hit]]:
         """The same for query vectors ``(q, dim) float32`` of unit length."""
-        _check_k(k)
+        _check(k, min_score)
         found = self._index.search(vectors, k)
         kept = found.rows >= 0
         if min_score is not None:
@@ -73,7 +74,7 @@ class Searcher:
         Raises:
             UsageError: there is no such id, or k is below 1.
         """
-        _check_k(k)
+        _check(k, min_score)
         row = self._store.rows_of([document_id])
         (hits,) = self.search_vectors(self._store.take_vectors(row), k + 1, min_score)
         others = [hit for hit in hits if hit.row != int(row[0])][:k]
@@ -84,6 +85,8 @@ def _hit(rank: int, row: int, score: float, document: dict[str, object]) -> Hit:
     return Hit(rank, row, str(document.pop("id")), score, str(document.pop("text")), document)
 
 
-def _check_k(k: int) -> None:
+def _check(k: int, min_score: float | None) -> None:
     if k < 1:
         raise UsageError(f"-k {k} must be at least 1")
+    if min_score is not None and math.isnan(min_score):
+        raise UsageError("--min-score must be a number, not nan")

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,6 +24,16 @@ def test_table_and_files(llmindex: Llmindex, index: Path, tmp_path: Path) -> Non
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [f"doc-{number}" for number in range(120)]
     assert {"id", "row", "label", "probability"} <= set(rows[0])
+
+
+def test_the_summary_says_how_many_followed_their_neighbours(llmindex: Llmindex, index: Path) -> None:
+    options = ("-q", "cluster", "-i", index, "--min-samples", "10")
+    alone = llmindex(*options, "--no-assign-noise").out
+    noise = re.search(r"; noise \d+ documents \((.+%)\); ", alone)
+    assert noise
+    assert "followed" not in alone
+    everyone = llmindex(*options, "--assign-distance", "2").out
+    assert f"; noise 0 documents (0.0%), {noise[1]} more followed their neighbours; " in everyone
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

@@ -1,0 +1,93 @@
+"""Reducing the vectors: evened-out components, moved towards their neighbours, copies kept alike."""
+
+import builtins
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmindex.cluster.reduce import COMPONENTS, EVENED_TO, Blocks, reduce, shift
+from llmindex.errors import MissingPackage
+from llmindex.records import Vectors
+from tests.samples import make_vectors
+
+
+def in_blocks(vectors: Vectors, *cuts: int) -> Blocks:
+    return lambda: np.split(vectors, cuts)
+
+
+class TestReduce:
+    def test_components_are_those_of_a_singular_value_decomposition(self) -> None:
+        vectors = make_vectors(300, 100) * np.linspace(5, 0.5, 100, dtype=np.float32)
+        projection = reduce(in_blocks(vectors, 7, 120), np.arange(300), "pca").projection
+        _, deviations, directions = np.linalg.svd(vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64))
+        assert projection is not None
+        lengths = np.linalg.norm(projection.components, axis=1)
+        along = np.abs((projection.components / lengths[:, None] * directions[:COMPONENTS]).sum(axis=1))
+        assert along == pytest.approx(1, abs=1e-3)
+        # Evened out: what varies most varies three times as much as what varies least, and nothing more.
+        kept = deviations[:COMPONENTS] * lengths / deviations[COMPONENTS - 1]
+        assert kept == pytest.approx(
+            np.minimum(deviations[:COMPONENTS] / deviations[COMPONENTS - 1], EVENED_TO), rel=1e-3
+        )
+
+    def test_vectors_move_towards_their_neighbours(self) -> None:
+        vectors = make_vectors(200, 30)
+        reduced = reduce(in_blocks(vectors), np.arange(200), "pca")
+        assert reduced.projection is not None
+        projected = reduced.projection(vectors).astype(np.float64)
+        order = np.argsort(-projected @ projected.T, axis=1)[:, 1 : 1 + 200 // 20]
+        expected = 0.25 * projected + 0.75 * projected[order].mean(axis=1)
+        assert np.allclose(reduced.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+
+    def test_a_missing_neighbour_does_not_count(self) -> None:
+        vectors = np.eye(2, 3, dtype=np.float32)
+        other = np.full((2, 3), [0, 0, 1], np.float32)
+        both, first, none = np.array([True, True]), np.array([True, False]), np.array([False, False])
+        once, twice = shift(vectors, [(other, both)]), shift(vectors, [(other, both), (-other, none)])
+        assert (once == twice).all()
+        assert once[0] == pytest.approx(np.array([0.25, 0, 0.75]) / np.hypot(0.25, 0.75))
+        assert (shift(vectors, [(other, first)])[1] == vectors[1]).all()
+
+    def test_copies_stay_copies(self) -> None:
+        vectors = make_vectors(60, 16)[np.arange(300) % 60]
+        reduced = reduce(in_blocks(vectors, 71, 160), np.arange(300) % 60, "pca").vectors
+        assert (reduced == reduced[np.arange(300) % 60]).all()
+        assert len(np.unique(reduced, axis=0)) == 60
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 10, 25])
+    def test_few_vectors(self, count: int) -> None:
+        vectors = make_vectors(count, 16)
+        reduced = reduce(in_blocks(vectors), np.arange(count), "pca").vectors
+        assert reduced.shape == (count, max(1, count // 3))
+        assert np.isfinite(reduced).all()
+
+    def test_vectors_of_fewer_dimensions_than_components(self) -> None:
+        vectors = np.zeros((200, 40), np.float32)
+        vectors[:, :3] = make_vectors(200, 3)
+        reduced = reduce(in_blocks(vectors), np.arange(200), "pca").vectors
+        assert np.isfinite(reduced).all()
+        assert np.abs(reduced[:, 3:]).max() < 1e-3
+
+    def test_large_corpora_are_sampled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("llmindex.cluster.reduce._SAMPLE", 100)
+        vectors = make_vectors(1050, 16, clusters=4)
+        projection = reduce(in_blocks(vectors, 7, 500), np.arange(1050), "pca").projection
+        assert projection is not None
+        assert np.allclose(projection.mean, vectors[::11].mean(axis=0), atol=1e-6)
+
+    def test_none_leaves_the_vectors(self) -> None:
+        vectors = make_vectors(20, 8)
+        assert (reduce(in_blocks(vectors, 8), np.arange(20), "none").vectors == vectors).all()
+
+    def test_umap_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = builtins.__import__
+
+        def without_umap(name: str, *args: Any, **more: Any) -> Any:  # noqa: ANN401
+            if name == "umap":
+                raise ImportError("No module named 'umap'")
+            return original(name, *args, **more)
+
+        monkeypatch.setattr(builtins, "__import__", without_umap)
+        with pytest.raises(MissingPackage, match=r"pip install 'llmindex\[umap\]'"):
+            reduce(in_blocks(make_vectors(40, 8)), np.arange(40), "umap")

@@ -1,0 +1,119 @@
+"""Clusterings on disk: what is saved is loaded, and what is stale, damaged or of two runs is refused."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from llmindex.cluster.clustering import ClusterOptions, assign, cluster, load, save
+from llmindex.cluster.saved import names
+from llmindex.errors import CorruptStore, IndexLocked, StaleIndex, UsageError
+from llmindex.store.files import lock
+from llmindex.store.reader import VectorStore
+from llmindex.store.writer import VectorWriter
+from tests.samples import append, make_documents, make_store, make_vectors
+from tests.topics import DIM, topics
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> VectorStore:
+    """A store that the test may change."""
+    return make_store(tmp_path / "own.llmindex", topics(300), "float32")
+
+
+class TestFiles:
+    def test_what_is_saved_is_loaded(self, own: VectorStore) -> None:
+        found = cluster(own, ClusterOptions(name="v1.2", min_cluster_size=6))
+        path = save(found, own)
+        assert path == own.path / "clusters" / "v1.2.parquet"
+        assert names(own) == ["v1.2"]
+        loaded = load(own, "v1.2")
+        assert (loaded.labels == found.labels).all()
+        assert (loaded.probabilities == found.probabilities).all()
+        for field in ("options", "clusters", "noise_share", "assigned_share", "built_from", "seconds"):
+            assert getattr(loaded, field) == getattr(found, field)
+        new = topics(50, seed=4)
+        assert (assign(loaded, own, new).labels == assign(found, own, new).labels).all()
+
+    def test_the_files_are_as_documented(self, own: VectorStore) -> None:
+        found = cluster(own)
+        table = pq.read_table(save(found, own))
+        assert [(field.name, str(field.type)) for field in table.schema] == [
+            ("id", "string"),
+            ("row", "int64"),
+            ("label", "int32"),
+            ("probability", "float"),
+        ]
+        assert table["id"].to_pylist() == [f"d{row}" for row in range(300)]
+        assert table["row"].to_pylist() == list(range(300))
+        summary = json.loads((own.path / "clusters" / "default.json").read_text(encoding="utf-8"))
+        assert summary["built_from"] == own.vectors_id
+        assert summary["documents"] == 300
+        assert summary["options"]["min_cluster_size"] == found.options.min_cluster_size
+        assert [each["size"] for each in summary["clusters"]] == [each.size for each in found.clusters]
+        assert set(summary["clusters"][0]) >= {"label", "size", "keywords", "central_rows", "central_ids"}
+        assert not [path for path in (own.path / "clusters").iterdir() if path.name.startswith(".")]
+
+    def test_saving_again_replaces(self, own: VectorStore) -> None:
+        save(cluster(own), own)
+        other = cluster(own, ClusterOptions(min_cluster_size=20))
+        save(other, own)
+        assert (load(own).labels == other.labels).all()
+        assert names(own) == ["default"]
+
+    def test_one_process_saves_at_a_time(self, own: VectorStore) -> None:
+        before = cluster(own)
+        save(before, own)
+        after = cluster(own, ClusterOptions(min_cluster_size=20))
+        with lock(own.path / "clusters"):
+            with pytest.raises(IndexLocked, match="is being written by process"):
+                save(after, own)
+            assert load(own).options == before.options
+            assert (load(own).labels == before.labels).all()
+        save(after, own)
+        assert load(own).options == after.options
+
+    def test_other_vectors_make_it_stale(self, own: VectorStore) -> None:
+        found = cluster(own)
+        save(found, own)
+        with VectorWriter.open(own.path) as writer:
+            append(writer, make_documents(300, 310), make_vectors(10, DIM))
+            writer.finish()
+        grown = VectorStore.open(own.path)
+        for use in (lambda: load(grown), lambda: save(found, grown), lambda: assign(found, grown, topics(5))):
+            with pytest.raises(StaleIndex, match="llmindex cluster"):
+                use()
+
+    def test_a_name_that_is_not_there(self, own: VectorStore) -> None:
+        with pytest.raises(UsageError, match=r'no clustering "other" \(it has: none yet\)'):
+            load(own, "other")
+        save(cluster(own), own)
+        with pytest.raises(UsageError, match=r"it has: default"):
+            load(own, "other")
+        with pytest.raises(UsageError, match="cannot name a clustering"):
+            load(own, "../manifest")
+
+    @pytest.mark.parametrize("suffix", [".json", ".parquet", ".tree.npz"])
+    @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "other run"])
+    def test_damaged_files(self, own: VectorStore, suffix: str, damage: str) -> None:
+        save(cluster(own, ClusterOptions(name="other", min_cluster_size=20)), own)
+        save(cluster(own), own)
+        path = own.path / "clusters" / f"default{suffix}"
+        if damage == "missing":
+            path.unlink()
+        elif damage == "other run":
+            path.write_bytes(path.with_name(f"other{suffix}").read_bytes())
+        else:
+            path.write_bytes(path.read_bytes()[: 100 if damage == "cut" else 0])
+        expected = UsageError if (suffix, damage) == (".json", "missing") else CorruptStore
+        with pytest.raises(expected, match="llmindex cluster") as error:
+            load(own)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"built_from": 3}', '{"sha256": []}'])
+    def test_json_that_is_no_clustering(self, own: VectorStore, text: str) -> None:
+        save(cluster(own), own)
+        (own.path / "clusters" / "default.json").write_text(text, encoding="utf-8")
+        with pytest.raises((CorruptStore, StaleIndex), match="llmindex cluster"):
+            load(own)

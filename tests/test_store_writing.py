@@ -1,0 +1,216 @@
+"""Who may write a store, and what is never written into it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llmindex.errors import (
+    CorpusError,
+    CorruptStore,
+    IndexLocked,
+    IndexNotFound,
+    ModelError,
+    SpecMismatch,
+    StaleIndex,
+    UsageError,
+)
+from llmindex.records import Vectors
+from llmindex.store.manifest import IndexRecord, Manifest
+from llmindex.store.reader import VectorStore
+from llmindex.store.writer import VectorWriter
+from tests.samples import CORPUS, append, as_stored, make_documents, make_encoder, make_store, make_vectors
+
+# Opening to write
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    with VectorWriter.create(index, make_encoder(4), CORPUS) as w:
+        message = f"is being written by process {os.getpid()}; wait for it or stop it"
+        with pytest.raises(IndexLocked, match=message):
+            VectorWriter.open(index)
+        with pytest.raises(IndexLocked, match=message):
+            VectorWriter.create(index, make_encoder(4), CORPUS, overwrite=True)
+        append(w, make_documents(0, 3), make_vectors(3, 4))
+        w.finish()
+    VectorWriter.open(index).close()
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    make_store(index, make_vectors(3, 4))
+    (index / "clusters").mkdir()
+    leftovers = ["vectors/part-00001.parquet", "vectors/.part-00001.parquet.tmp", "faiss/a.faiss", ".manifest.json.tmp"]
+    others = ["vectors/notes.txt", "clusters/default.json", "clusters/.x.tmp", "part-00007.parquet"]
+    for name in leftovers + others:
+        (index / name).write_text("x")
+    VectorWriter.open(index).close()
+    assert not [name for name in leftovers if (index / name).exists()]
+    assert all((index / name).exists() for name in others)
+    assert VectorStore.open(index).count == 3
+
+
+def test_create_takes_only_what_is_free(tmp_path: Path) -> None:
+    index = tmp_path / "deep" / "index"
+    make_store(index, make_vectors(3, 4))
+    with pytest.raises(UsageError, match="is an index already; --overwrite starts afresh"):
+        VectorWriter.create(index, make_encoder(4), CORPUS)
+    assert VectorStore.open(index).count == 3
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UsageError, match="is a file; choose another path"):
+        VectorWriter.create(file, make_encoder(4), CORPUS)
+    home = tmp_path / "home"
+    (home / "vectors").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"neither empty nor an index \(it holds vectors\)"):
+        VectorWriter.create(home, make_encoder(4), CORPUS, overwrite=True)
+    with pytest.raises(IndexNotFound, match="is not an index folder"):
+        VectorWriter.open(home)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "lock").touch()
+    VectorWriter.create(empty, make_encoder(4), CORPUS).close()
+
+
+def test_overwriting_spares_those_who_read(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    vectors = make_vectors(30, 4)
+    store = make_store(index, vectors)
+    with VectorWriter.create(index, make_encoder(5), CORPUS, overwrite=True) as w:
+        assert list((index / "vectors").iterdir()) == []
+        append(w, make_documents(0, 2), make_vectors(2, 5))
+        w.finish()
+    np.testing.assert_array_equal(store.vectors(), as_stored(vectors, "float16"))
+    assert store.take(np.array([29])).column("id").to_pylist() == ["d29"]
+    assert VectorStore.open(index).vectors().shape == (2, 5)
+
+
+def test_a_damaged_store_is_not_added_to(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    with VectorWriter.create(index, make_encoder(4), CORPUS) as w:
+        append(w, make_documents(0, 3), make_vectors(3, 4))
+        w.checkpoint()
+    path = index / "vectors/part-00000.partial-00003.parquet"
+    whole = path.read_bytes()
+    for damaged, message in ((whole[:-9] + b"x" + whole[-8:], "has changed"), (whole[:-1], "bytes instead of")):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptStore, match=rf"{path.name} .*{message}"):
+            VectorWriter.open(index)
+    path.unlink()
+    with pytest.raises(CorruptStore, match=f"{path.name} is missing"):
+        VectorWriter.open(index)
+    path.write_bytes(whole)
+    VectorWriter.open(index).close()
+
+
+# What is refused
+
+
+@pytest.fixture
+def open_writer(tmp_path: Path) -> Iterator[VectorWriter]:
+    with VectorWriter.create(tmp_path / "index", make_encoder(4), CORPUS) as w:
+        append(w, make_documents(0, 3), make_vectors(3, 4))
+        yield w
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.nan, 'gave document "d4" a vector that is not finite; try --dtype float32'),
+        (np.inf, "a vector that is not finite"),
+        (0.0, "a vector of length 0;"),
+        (3.0, "a vector of length 6;"),
+    ],
+)
+def test_bad_vectors_are_never_stored(open_writer: VectorWriter, bad: float, message: str) -> None:
+    vectors = make_vectors(3, 4)
+    vectors[1] = bad
+    with pytest.raises(ModelError, match=message):
+        append(open_writer, make_documents(3, 6), vectors)
+    open_writer.finish()
+    assert open_writer.manifest.count == 3
+
+
+@pytest.mark.parametrize("vectors", [np.ones((2, 4), np.float32), np.ones((3, 5), np.float32), np.ones((3, 4))])
+def test_vectors_of_another_shape(open_writer: VectorWriter, vectors: Vectors) -> None:
+    with pytest.raises(ValueError, match=r"expected \(3, 4\) float32 vectors, got \("):
+        append(open_writer, make_documents(3, 6), vectors)
+
+
+def test_the_range_of_float16(tmp_path: Path) -> None:
+    vectors = np.array([[1e5, 0, 0, 0]], np.float32)
+    with VectorWriter.create(tmp_path / "half", make_encoder(4, normalize=False), CORPUS) as w:
+        with pytest.raises(UsageError, match=r'document "d0" is beyond .* use --vector-dtype float32'):
+            append(w, make_documents(0, 1), vectors)
+    store = make_store(tmp_path / "single", vectors, "float32", normalize=False)
+    np.testing.assert_array_equal(store.vectors(), vectors)
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+def test_a_window_of_other_columns(tmp_path: Path, reopen: bool) -> None:
+    w = VectorWriter.create(tmp_path / "index", make_encoder(4), CORPUS)
+    append(w, make_documents(0, 3), make_vectors(3, 4))
+    if reopen:
+        w.checkpoint()
+        w.close()
+        w = VectorWriter.open(tmp_path / "index")
+    documents = make_documents(3, 6)
+    numbers = documents.column("number")
+    with w:
+        for table, message in [
+            (documents.append_column("year", numbers), 'column "year" is new'),
+            (documents.drop_columns("number"), 'column "number" is missing'),
+            (documents.set_column(2, "number", numbers.cast(pa.string())), '"number" is string, and int32 in the'),
+        ]:
+            with pytest.raises(CorpusError, match=message):
+                append(w, table, make_vectors(3, 4))
+        append(w, documents, make_vectors(3, 4))
+        w.finish()
+    assert VectorStore.open(tmp_path / "index").count == 6
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("vector", pa.array([1]), 'a column "vector", a name that the store needs'),
+        ("odd", pa.array([{}], pa.struct([])), 'column "odd" has type struct<>, which cannot be stored'),
+        ("odd", pa.nulls(1, pa.month_day_nano_interval()), 'column "odd" has type month_day_nano_interval'),
+        ("id", pa.array(["x"]), "two columns of the same name"),
+    ],
+)
+def test_columns_that_cannot_be_stored(tmp_path: Path, column: str, values: pa.Array, message: str) -> None:
+    with VectorWriter.create(tmp_path / "index", make_encoder(4), CORPUS) as w:
+        with pytest.raises(CorpusError, match=message):
+            append(w, make_documents(0, 1).append_column(column, values), make_vectors(1, 4))
+
+
+def test_another_encoder_is_refused(open_writer: VectorWriter) -> None:
+    with pytest.raises(SpecMismatch, match=r"built with encoder [0-9a-f]{16}, this one is [0-9a-f]{16}"):
+        open_writer.set_encoder(make_encoder(5))
+    open_writer.set_encoder(type(make_encoder(4))(make_encoder(4).spec, "bfloat16", 0.99))
+    open_writer.finish()
+    assert open_writer.manifest.encoder.dtype == "bfloat16"
+
+
+def test_set_index_keeps_one_file(open_writer: VectorWriter) -> None:
+    open_writer.finish()
+    folder = open_writer.path / "faiss"
+    records = []
+    for name in ("a", "b"):
+        (folder / f"{name}.faiss").write_text(name)
+        vectors_id = open_writer.manifest.vectors_id
+        records.append(IndexRecord(f"faiss/{name}.faiss", "0" * 64, 1, "Flat", "", vectors_id, 0.95, 1.0))
+    open_writer.set_index(records[0])
+    assert Manifest.load(open_writer.path).index == records[0]
+    assert [path.name for path in folder.iterdir()] == ["a.faiss"]
+    (folder / "b.faiss").write_text("b")
+    open_writer.set_index(records[1])
+    assert [path.name for path in folder.iterdir()] == ["b.faiss"]
+    append(open_writer, make_documents(3, 6), make_vectors(3, 4))
+    open_writer.finish()
+    with pytest.raises(StaleIndex, match=r"b\.faiss was built from other vectors"):
+        open_writer.set_index(records[1])
