@@ -8,7 +8,6 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -101,7 +100,7 @@ class Encoder:
             backbone=found.backbone,
             revision=found.revision,
             backbone_sha256=found.local.sha256,
-            adapter=str(found.adapter.folder) if found.adapter else None,
+            adapter=models.adapter_name(found.adapter) if found.adapter else None,
             adapter_sha256=found.adapter.sha256 if found.adapter else None,
             prompt=wanted.prompt,
             query_prompt=wanted.query_prompt,
@@ -130,7 +129,7 @@ class Encoder:
         """
         local = models.locate(spec.backbone, spec.revision, trust_remote_code=trust_remote_code)
         _check_unchanged(f'model "{spec.backbone}"', local.sha256, spec.backbone_sha256)
-        adapter = adapters.read(Path(spec.adapter)) if spec.adapter is not None else None
+        adapter = adapters.read(models.adapter_path(spec.adapter)) if spec.adapter is not None else None
         if adapter is not None:
             _check_unchanged(f'adapter "{spec.adapter}"', adapter.sha256, spec.adapter_sha256)
         placement = device.resolve(device_name, dtype)
@@ -158,10 +157,12 @@ class Encoder:
         """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut.
 
         Raises:
-            UsageError: the texts are one string instead of several.
+            UsageError: the texts are one string instead of several, or there is no such role.
         """
         if isinstance(texts, str):
             raise UsageError("texts must be a list of strings, not one string")
+        if role not in self._parts:
+            raise UsageError(f'unknown role "{role}"; one of {", ".join(self._parts)}')
         prefix, gap, suffix = self._parts[role]
         limit = self.spec.max_tokens
         kept = limit * _LONGEST_TOKEN

@@ -1,9 +1,10 @@
 """From the name of a model to a local folder of safetensors, and to that folder's identity.
 
-``default`` is the embedded backbone; a path is a local folder; anything else is a name on the Hugging Face hub, of
-which only configuration, tokenizer and safetensors are fetched, never pickles, and Python files only where the caller
-trusts them. The identity is what the manifest keeps, so that a changed model is noticed before it answers a query.
-An adapter, or the encoder.json of an encoder, can be named in place of a model: it leads to its backbone.
+``default`` is the embedded backbone with the adapter that comes with the package, ``default-base`` that backbone
+alone. A path is a local folder; anything else is a name on the Hugging Face hub, of which only configuration, tokenizer
+and safetensors are fetched, never pickles, and Python files only where the caller trusts them. The identity is what the
+manifest keeps, so that a changed model is noticed before it answers a query. An adapter, or the encoder.json of an
+encoder, can be named in place of a model: it leads to its backbone.
 """
 
 import hashlib
@@ -19,6 +20,9 @@ from llmindex.encode.spec import EncoderSpec
 from llmindex.errors import AdapterError, ModelError
 
 DEFAULT = "default"
+BASE = "default-base"
+
+_SHIPPED = Path(__file__).parent / "default_adapter"
 
 _FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -93,29 +97,51 @@ def find(
         ModelError: the backbone cannot be found or fetched.
         AdapterError: the adapter cannot be read, or was trained on another backbone.
     """
-    if adapter_folder is None and Path(name).suffix == ".json" and Path(name).is_file():
-        spec = adapter.read_spec(Path(name))
-        found = find(spec.backbone, spec.revision, spec.adapter, trust_remote_code=trust_remote_code)
-        _check_same(found.local, found.adapter, spec, name)
-        return replace(found, spec=spec)
-    if adapter_folder is None and not adapter.is_adapter(Path(name)):
+    if adapter_folder is None:
+        path = adapter_path(name) if name == DEFAULT else Path(name)
+        if path.suffix == ".json" and path.is_file():
+            return _of_spec(path, trust_remote_code)
+        if adapter.is_adapter(path):
+            return _of_adapter(path.resolve(), None, revision, trust_remote_code)
         local = locate(name, revision, trust_remote_code=trust_remote_code)
         return Found(_lasting_name(name, local), revision, local)
-    folder = Path(adapter_folder or name).resolve()
+    folder = adapter_path(adapter_folder).resolve()
     if not adapter.is_adapter(folder):
         raise AdapterError(f'no adapter "{adapter_folder}": not a folder with {adapter.CONFIG_NAME}')
+    return _of_adapter(folder, name, revision, trust_remote_code)
+
+
+def adapter_path(name: str) -> Path:
+    """Folder of an adapter: "default" is the one that comes with the package."""
+    return _SHIPPED if name == DEFAULT else Path(name)
+
+
+def adapter_name(found: Adapter) -> str:
+    """What :func:`adapter_path` takes, valid from any working directory and in any environment."""
+    return DEFAULT if found.folder == _SHIPPED.resolve() else str(found.folder)
+
+
+def _of_spec(file: Path, trust_remote_code: bool) -> Found:
+    spec = adapter.read_spec(file)
+    found = find(spec.backbone, spec.revision, spec.adapter, trust_remote_code=trust_remote_code)
+    _check_same(found.local, found.adapter, spec, file)
+    return replace(found, spec=spec)
+
+
+def _of_adapter(folder: Path, base: str | None, revision: str | None, trust_remote_code: bool) -> Found:
+    """An adapter on a backbone, by default on the one that it was trained on."""
     made = adapter.read(folder)
     trained_as = folder / adapter.SPEC_NAME
     trained = adapter.read_spec(trained_as) if trained_as.is_file() else None
-    if adapter_folder is None:
-        name = (trained.backbone if trained else made.base) or ""
+    if base is None:
+        base = trained.backbone if trained else made.base
         revision = trained.revision if trained else revision
-        if not name:
-            raise AdapterError(f'adapter "{folder}" does not say what it was trained on; use --model BASE --adapter')
-    local = locate(name, revision, trust_remote_code=trust_remote_code)
+    if not base:
+        raise AdapterError(f'adapter "{folder}" does not say what it was trained on; use --model BASE --adapter')
+    local = locate(base, revision, trust_remote_code=trust_remote_code)
     if trained is not None:
         _check_same(local, made, trained, trained_as)
-    return Found(_lasting_name(name, local), revision, local, made, trained)
+    return Found(_lasting_name(base, local), revision, local, made, trained)
 
 
 def _check_same(local: LocalModel, made: Adapter | None, spec: EncoderSpec, file: str | Path) -> None:
@@ -133,7 +159,7 @@ def _check_same(local: LocalModel, made: Adapter | None, spec: EncoderSpec, file
 
 def _lasting_name(name: str, local: LocalModel) -> str:
     """A local folder by its absolute path, so that an index can be used from any working directory."""
-    return str(local.folder) if Path(name).is_dir() and name != DEFAULT else name
+    return str(local.folder) if Path(name).is_dir() and name not in (DEFAULT, BASE) else name
 
 
 def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> LocalModel:
@@ -145,11 +171,13 @@ def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = 
     """
     if not name:
         raise ModelError("the model's name is empty; leave --model out for the embedded default")
-    if name == DEFAULT:
+    if name in (DEFAULT, BASE):
         folder = embedded.folder()
         return LocalModel(folder, embedded.identity(folder))
     if Path(name).is_dir():
         folder = Path(name).resolve()
+        if revision is not None:
+            raise ModelError(f'--revision "{revision}" is for models of the hub; "{name}" is a folder')
     elif _HUB_NAME.fullmatch(name) and not Path(name).exists():
         folder = _fetch(name, revision, trust_remote_code)
     else:
@@ -161,7 +189,10 @@ def available() -> list[ModelInfo]:
     """The embedded default and the hub models that this machine has cached."""
     gguf = embedded.find_gguf()
     where = str(gguf) if gguf else embedded.INSTALL
-    infos = [ModelInfo(DEFAULT, gguf is not None, where, f"{embedded.NAME}, the embedded default (Apache-2.0)")]
+    infos = [
+        ModelInfo(DEFAULT, gguf is not None, where, f"{embedded.NAME} adapted to embedding, the default (Apache-2.0)"),
+        ModelInfo(BASE, gguf is not None, where, f"{embedded.NAME} as it is"),
+    ]
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

