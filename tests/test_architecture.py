@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 LIBRARY = Path(__file__).parents[1] / "llmindex"
+TRAINING = LIBRARY.parent / "training" / "llmindex_training"
 COMMAND_LINE = LIBRARY.parent / "cli"
 MAX_LINES = 400
 
@@ -25,6 +26,16 @@ LAYERS = (
     ("cluster", "central assign keywords clustering layout map"),
     ("", "api __init__"),
 )
+# The training package in the same way; its files stand on all of the library.
+TRAINING_LAYERS = (
+    "noise structure instructions translate filters instruct methods augment",
+    "recipe pairs loss gradcache distributed step run_folder",
+    "evaluation_data evaluate evaluate_clustering evaluate_retrieval evaluate_sts readings sweep mteb_model",
+    "adapter scoring trainer mining",
+    "attention attention_plot",
+    "export_tokenizer export_card export_modules export_parity export",
+)
+TRAINING_ORDER = [f"training/{name}" for names in TRAINING_LAYERS for name in names.split()]
 ORDER = [f"{folder}/{name}".lstrip("/") for folder, names in LAYERS for name in names.split()]
 # What these may not import, though it stands before them.
 STRANGERS = {
@@ -40,7 +51,7 @@ LIGHT = ("errors", "records", "progress", "corpus/", "encode/spec", "encode/prom
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports, inside functions too: files of the library as in ORDER, other packages by their names."""
+    """What a file imports, inside functions too: our files as in ORDER, other packages by their names."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -51,16 +62,19 @@ def imports(path: Path) -> Iterator[str]:
             continue
         for name in names:
             top, *parts = name.split(".")
-            yield file_of(parts) if top == "llmindex" else top
+            if top == "llmindex_training":
+                yield f"training/{file_of(TRAINING, parts)}"
+            else:
+                yield file_of(LIBRARY, parts) if top == "llmindex" else top
 
 
-def file_of(parts: list[str]) -> str:
-    """The file that a dotted name of the library, or the name of something in it, comes from."""
+def file_of(package: Path, parts: list[str]) -> str:
+    """The file that a dotted name of a package, or the name of something in it, comes from."""
     for length in range(len(parts), -1, -1):
         for name in ("/".join(parts[:length]), "/".join([*parts[:length], "__init__"])):
-            if (LIBRARY / f"{name}.py").is_file():
+            if (package / f"{name}.py").is_file():
                 return name
-    raise AssertionError(f"no such module: llmindex.{'.'.join(parts)}")
+    raise AssertionError(f"no such module: {package.name}.{'.'.join(parts)}")
 
 
 FILES = [
@@ -80,13 +94,27 @@ def test_imports_run_one_way(name: str) -> None:
     strangers = next((whom for who, whom in STRANGERS.items() if name.startswith(who)), ())
     for used in imports(LIBRARY / f"{name}.py"):
         assert used not in FORBIDDEN
+        assert not used.startswith("training/")
         if used in FILES:
             assert used in before
             assert not used.startswith(strangers)
 
 
+def test_every_file_of_the_training_has_its_place() -> None:
+    files = [f"training/{path.stem}" for path in TRAINING.rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(TRAINING_ORDER) == sorted(files)
+
+
+@pytest.mark.parametrize("name", TRAINING_ORDER)
+def test_imports_of_the_training_run_one_way(name: str) -> None:
+    before = TRAINING_ORDER[: TRAINING_ORDER.index(name)]
+    for used in imports(TRAINING.parent / f"{name.replace('training/', 'llmindex_training/')}.py"):
+        assert used not in FORBIDDEN
+        assert used in before or not used.startswith("training/")
+
+
 def test_files_are_short() -> None:
-    for path in [*LIBRARY.rglob("*.py"), *COMMAND_LINE.rglob("*.py")]:
+    for path in [*LIBRARY.rglob("*.py"), *TRAINING.rglob("*.py"), *COMMAND_LINE.rglob("*.py")]:
         assert len(path.read_text(encoding="utf-8").splitlines()) < MAX_LINES, path
 
 

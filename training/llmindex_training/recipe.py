@@ -63,7 +63,7 @@ class Model:
         quantize: hold the backbone in 4 bits while training (QLoRA, arXiv 2305.14314); needs a CUDA GPU.
     """
 
-    base: str = "default"
+    base: str = "default-base"
     revision: str = ""
     prompt: str = "cluster"
     query_prompt: str = ""

@@ -1,0 +1,165 @@
+"""The adapter in training: attached to the encoder's decoder, saved with its encoder.json, proven to load.
+
+The adapter is trained on the bare decoder, whose layers it names; peft's wrapping for language models names them
+differently, and such an adapter would silently load nothing onto a bare decoder.
+"""
+
+import json
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmindex.encode import adapter as adapters
+from llmindex.encode.encoder import Encoder
+from llmindex.encode.settings import EncoderOptions
+from llmindex.errors import AdapterError, MissingPackage, ModelError, RecipeError
+from llmindex.store.files import make_folder, replacing
+from llmindex_training.recipe import Model, Recipe
+
+# Merging rounds the weights once to the backbone's dtype; a wrong or missing adapter is far below this.
+_LEAST_COSINE = 0.99
+
+_PROBES = (
+    "How do I read a large file line by line?",
+    "The committee postponed its decision until the regulators had answered.",
+    "Cells that divide without control can spread to other parts of the body.",
+)
+
+
+def load_base(recipe: Recipe, device: str) -> Encoder:
+    """The encoder that a recipe starts from; texts are cut to the recipe's training length.
+
+    Raises:
+        ModelError: the backbone cannot be found or loaded.
+    """
+    model = recipe.model
+    return Encoder.from_options(
+        EncoderOptions(
+            model=model.base,
+            revision=model.revision or None,
+            prompt=model.prompt,
+            query_prompt=model.query_prompt or None,
+            pooling=model.pooling,
+            attention=model.attention,
+            max_tokens=recipe.data.max_tokens,
+            dtype=recipe.optim.dtype,
+            device=device,
+        )
+    )
+
+
+def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftModel
+    """Put a fresh LoRA adapter into the encoder's decoder, in place; its parameters alone want gradients.
+
+    Returns:
+        the decoder as peft wraps it, for saving and for the optimiser.
+
+    Raises:
+        RecipeError: the decoder has no linear layers of the names in ``model.lora_targets``.
+        MissingPackage: quantised training without bitsandbytes.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+
+    options = recipe.model
+    if options.quantize:
+        _quantize(encoder)
+        prepare_model_for_kbit_training(encoder.backbone.model, use_gradient_checkpointing=False)
+    if encoder.placement.device.type == "cpu":
+        # The backward pass of the fused attention takes a CPU longer than the plain one's at the lengths trained on.
+        encoder.backbone.model.set_attn_implementation("eager")
+    if recipe.optim.gradient_checkpointing:
+        encoder.backbone.model.activation_checkpointing_enable()
+        encoder.backbone.model.enable_input_require_grads()
+    torch.manual_seed(recipe.data.seed)
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=list(options.lora_targets),
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+            return get_peft_model(encoder.backbone.model, config)
+    except ValueError as error:
+        raise RecipeError(
+            f"model.lora_targets = {', '.join(options.lora_targets)}: {type(encoder.backbone.model).__name__} has no "
+            "such linear layers"
+        ) from error
+
+
+def save(weights: Path, encoder: Encoder, model: Model, folder: Path) -> float:
+    """Make the folder that ``--model`` takes, and prove that it gives the trained encoder back.
+
+    Args:
+        weights: folder with the adapter as peft saved it.
+        encoder: the encoder with that very adapter attached.
+        model: the recipe's encoder.
+        folder: where it shall be; appears whole or not at all.
+
+    Returns:
+        the lowest cosine between the embeddings of the attached and of the loaded, merged adapter.
+
+    Raises:
+        AdapterError: they are not the same encoder; the folder is not made.
+        StorageError: the disk refused.
+    """
+    making = folder.with_name(f".{folder.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    make_folder(making)
+    for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
+        with replacing(making / name) as temporary:
+            shutil.copyfile(weights / name, temporary)
+    made = adapters.read(making)
+    spec = replace(encoder.spec, adapter=str(folder.resolve()), adapter_sha256=made.sha256, max_tokens=model.max_tokens)
+    with replacing(making / adapters.SPEC_NAME) as temporary:
+        temporary.write_text(json.dumps(spec.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    cosine = _prove(encoder, making)
+    if folder.exists():
+        shutil.rmtree(folder)
+    making.rename(folder)
+    return cosine
+
+
+def _prove(encoder: Encoder, folder: Path) -> float:
+    placement = encoder.placement
+    loaded = Encoder.load(
+        str(folder), device=str(placement.device), dtype=encoder.dtype, max_tokens=encoder.spec.max_tokens
+    )
+    encoder.backbone.model.eval()
+    lowest = float(np.min(np.sum(encoder.encode(_PROBES) * loaded.encode(_PROBES), axis=1)))
+    if not lowest >= _LEAST_COSINE:
+        raise AdapterError(
+            f"the adapter that was saved is not the one that was trained: cosine {lowest:.4f} between their embeddings"
+        )
+    return lowest
+
+
+def _quantize(encoder: Encoder) -> None:
+    """Load the decoder once more, in 4 bits (Dettmers et al., arXiv 2305.14314, section 3)."""
+    if encoder.placement.device.type != "cuda":
+        raise ModelError("model.quantize needs a CUDA GPU; leave it out to train on this machine")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingPackage("model.quantize needs bitsandbytes: pip install 'llmindex[qlora]'") from error
+    from transformers import AutoModel, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=encoder.placement.dtype,
+    )
+    encoder.backbone.model = AutoModel.from_pretrained(
+        encoder.backbone.model.config.name_or_path,
+        quantization_config=config,
+        device_map={"": encoder.placement.device},
+        use_safetensors=True,
+    )

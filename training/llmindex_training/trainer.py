@@ -1,0 +1,375 @@
+"""Contrastive training: transformers' Trainer for schedule, checkpoints and resuming; our step for the gradients.
+
+The Trainer sees a data set of steps: an item is the rows of one step's batch that belong to one process. So a batch is
+as large as the recipe says, whatever fits into memory, and a resumed run takes the same rows as an uninterrupted one.
+"""
+
+import importlib.util
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from llmindex.encode.encoder import Encoder
+from llmindex.errors import Interrupted, MissingPackage, ModelError, StorageError
+from llmindex.progress import Progress, ProgressCallback
+from llmindex_training import adapter, distributed
+from llmindex_training import pairs as pair_files
+from llmindex_training import step as training_step
+from llmindex_training.pairs import Deal, Pairs
+from llmindex_training.recipe import Recipe
+from llmindex_training.run_folder import RunFolder, step_of
+from llmindex_training.scoring import CheckpointScore, HeldOutPairs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a run came to.
+
+    Attributes:
+        run: its folder.
+        adapter: what ``--model`` takes.
+        pairs: how many were given.
+        steps: how many were taken, by all its processes together.
+        best_step: the step whose adapter was kept.
+        scores: score by step.
+        tokens: model tokens this call trained on, all processes together.
+        tokens_per_s: of the training steps alone.
+        seconds: wall time of this call.
+        cosine: of the trained to the saved encoder, the lowest of some texts.
+        complete_before: whether there was nothing left to do.
+    """
+
+    run: Path
+    adapter: Path
+    pairs: int
+    steps: int
+    best_step: int
+    scores: dict[int, float]
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    seconds: float = 0.0
+    cosine: float = 1.0
+    complete_before: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self) | {"run": str(self.run), "adapter": str(self.adapter)}
+
+
+def train(
+    files: Sequence[str | Path],
+    run: str | Path,
+    recipe: Recipe,
+    *,
+    score: CheckpointScore | None = None,
+    overwrite: bool = False,
+    on_progress: ProgressCallback | None = None,
+) -> TrainReport:
+    """Train an adapter; goes on where an earlier call with the same arguments stopped.
+
+    Started by ``torchrun``, its processes share each batch and its negatives.
+
+    Args:
+        files: pairs in Parquet.
+        run: the run's folder.
+        recipe: how to train.
+        score: by what the best checkpoint is chosen; the mean reciprocal rank among the held-out pairs by default.
+        overwrite: start afresh where there is a run already.
+        on_progress: told of the stage "train".
+
+    Raises:
+        Interrupted: Ctrl-C; the same call goes on from the last checkpoint.
+        LlmindexError: whatever else a user can act on.
+    """
+    started = time.perf_counter()
+    _check_packages()
+    pairs = pair_files.read(files)
+    deal = pair_files.deal(pairs, recipe.data, recipe.optim.batch_size, recipe.optim.steps)
+    if score is None and len(deal.held_out):
+        score = HeldOutPairs(pairs.table.take(pa.array(deal.held_out)), recipe.data.query_prompt)
+    identity = score.identity if score is not None else "nothing"
+    distributed.start(recipe.optim.device)
+    folder = RunFolder(Path(run))
+    try:
+        if distributed.from_first(lambda: folder.take(recipe, pairs.sha256, identity, overwrite=overwrite)):
+            return _finished(folder, len(pairs))
+        encoder = adapter.load_base(recipe, _device(recipe))
+        wrapped = adapter.attach(encoder, recipe)
+        trainer = ContrastiveTrainer(encoder, wrapped, recipe, folder, pairs, deal, score, on_progress)
+        trainer.run()
+        tokens = distributed.total(trainer.tokens)
+        cosine = _keep_best(trainer, encoder, recipe, folder) if distributed.rank() == 0 else 1.0
+        log = folder.read_log()
+        return TrainReport(
+            run=folder.path,
+            adapter=folder.adapter,
+            pairs=len(pairs),
+            steps=len(deal.steps),
+            best_step=trainer.best_step,
+            scores={int(entry["step"]): entry["score"] for entry in log if "score" in entry},
+            tokens=tokens,
+            tokens_per_s=tokens / trainer.step_seconds if tokens else 0.0,
+            seconds=time.perf_counter() - started,
+            cosine=cosine,
+        )
+    finally:
+        folder.close()
+
+
+class ContrastiveTrainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer with our data, step and evaluation.
+
+    Attributes:
+        best_step: the step of the best checkpoint so far, or the last one where nothing is scored.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        wrapped: Any,  # noqa: ANN401 - a PeftModel
+        recipe: Recipe,
+        folder: RunFolder,
+        pairs: Pairs,
+        deal: Deal,
+        score: CheckpointScore | None,
+        on_progress: ProgressCallback | None,
+    ) -> None:
+        self._encoder, self._recipe, self._folder, self._pairs, self._score = encoder, recipe, folder, pairs, score
+        self._tokens = 0
+        self._step_seconds = 0.0
+        self._steps = len(deal.steps)
+        arguments = _arguments(recipe, folder, self._steps, encoder, scored=score is not None)
+        items = _Items(deal.steps, distributed.world())
+        # Trainer wants a data set to evaluate, too; our evaluation has its own texts.
+        super().__init__(model=wrapped, args=arguments, train_dataset=items, eval_dataset=items, data_collator=_only)
+        self.remove_callback(PrinterCallback)
+        if on_progress is not None and distributed.rank() == 0:
+            self.add_callback(_Reporter(on_progress, self))
+
+    @property
+    def best_step(self) -> int:
+        """The step of the best checkpoint so far, or the last one where nothing is scored."""
+        return int(self.state.best_global_step if self._score is not None else self.state.global_step)
+
+    @property
+    def tokens(self) -> int:
+        """Model tokens that this process has trained on."""
+        return self._tokens
+
+    @property
+    def step_seconds(self) -> float:
+        """Time that the gradients of all steps took, neither loading nor evaluation in it."""
+        return self._step_seconds
+
+    def run(self) -> None:
+        """Train to the end, from the last checkpoint if there is one.
+
+        Raises:
+            Interrupted: Ctrl-C.
+            StorageError: a checkpoint could not be written.
+        """
+        checkpoint = distributed.from_first(self._folder.last_checkpoint)
+        if checkpoint is not None:
+            self.args.eval_on_start = False
+            logger.info("going on from %s", checkpoint)
+        if distributed.rank() == 0:
+            self._folder.drop_cut_off()
+            self._folder.cut_log(step_of(checkpoint) if checkpoint else -1)
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt as interrupt:
+            last = self._folder.last_checkpoint()
+            kept = f"the checkpoint of step {step_of(last)} is kept" if last else "there is no checkpoint yet"
+            raise Interrupted(kept) from interrupt
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ANN401
+        """One batch's gradients; returns its loss.
+
+        Raises:
+            ModelError: the loss is not finite.
+        """
+        started = time.perf_counter()
+        model.train()
+        rows = self._pairs.table.take(pa.array(inputs["rows"]))
+        result = training_step.backward(self._encoder, self._recipe, rows)
+        if not torch.isfinite(result.loss):
+            raise ModelError(
+                f"the loss of step {self.state.global_step + 1} is {result.loss.item()}: lower optim.learning_rate, or "
+                "set optim.dtype to float32"
+            )
+        self._tokens += result.tokens
+        self._step_seconds += time.perf_counter() - started
+        return result.loss
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
+        """The score of the encoder as it is now, as ``eval_score``."""
+        self._encoder.backbone.model.eval()
+        value = self._score(self._encoder) if self._score is not None else math.nan
+        metrics = {f"{metric_key_prefix}_score": value}
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Keep an entry in the run's log, beside transformers' own ways."""
+        super().log(logs, start_time)
+        if distributed.rank() == 0 and not {"train_runtime"} & set(logs):
+            kept = {key.removeprefix("eval_"): value for key, value in logs.items() if key != "epoch"}
+            self._folder.append_log({"step": self.state.global_step, **kept})
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:  # noqa: ANN401
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The file that makes the checkpoint whole, written next, must not come before another process's state.
+        distributed.wait()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ANN401
+        from safetensors import SafetensorError
+
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch writes its files by itself; a full disk is a RuntimeError of many names there.
+            told = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+            if self.args.should_save:
+                self._folder.drop_cut_off()
+            last = self._folder.last_checkpoint()
+            kept = f"the checkpoint of step {step_of(last)} is safe" if last else "there is no checkpoint yet"
+            raise StorageError(
+                f"cannot write the checkpoint of step {self.state.global_step} to {self._folder.checkpoints}: "
+                f"{told.partition(chr(10))[0]}; {kept}; free space and run the same command again"
+            ) from error
+
+
+class _Items(Dataset[dict[str, NDArray[np.int64]]]):
+    """The rows of each process's part of each step; item ``s * world + r`` is for process r, as accelerate deals."""
+
+    def __init__(self, steps: NDArray[np.int64], world: int) -> None:
+        self._parts = [part for step in steps for part in np.array_split(step, world)]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: int) -> dict[str, NDArray[np.int64]]:
+        return {"rows": self._parts[number]}
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc]
+    """Tells how far the training is, with the newest loss and score."""
+
+    def __init__(self, on_progress: ProgressCallback, trainer: ContrastiveTrainer) -> None:
+        self._on_progress = on_progress
+        self._trainer = trainer
+        self._first = 0
+        self._details: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        self._first = state.global_step
+        self._report(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ANN401
+        named = {"loss": "loss {:.3f}", "learning_rate": "lr {:.1e}", "eval_score": "score {:.4f}"}
+        self._details |= {key: named[key].format(value) for key, value in (logs or {}).items() if key in named}
+        self._report(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        self._report(state)
+
+    def _report(self, state: Any) -> None:  # noqa: ANN401
+        done = state.global_step
+        self._on_progress(
+            Progress(
+                "train",
+                done,
+                state.max_steps,
+                "steps",
+                tokens=self._trainer.tokens,
+                fresh=done - self._first,
+                detail=", ".join(self._details.values()),
+            )
+        )
+
+
+def _arguments(recipe: Recipe, folder: RunFolder, steps: int, encoder: Encoder, *, scored: bool) -> TrainingArguments:
+    optim = recipe.optim
+    on_cpu = encoder.placement.device.type == "cpu"
+    return TrainingArguments(
+        output_dir=str(folder.checkpoints),
+        per_device_train_batch_size=1,
+        max_steps=steps,
+        learning_rate=optim.learning_rate,
+        warmup_steps=optim.warmup_steps,
+        lr_scheduler_type="constant_with_warmup" if optim.schedule == "constant" else optim.schedule,
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+        seed=recipe.data.seed,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
+        logging_steps=1,
+        eval_strategy="steps" if scored else "no",
+        eval_steps=optim.evaluate_every,
+        eval_on_start=scored,
+        save_strategy="steps",
+        save_steps=optim.evaluate_every,
+        save_total_limit=2,
+        load_best_model_at_end=False,
+        metric_for_best_model="score" if scored else None,
+        greater_is_better=True if scored else None,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def _check_packages() -> None:
+    for name in ("peft", "accelerate"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingPackage(f"training needs {name}: pip install 'llmindex[train]'")
+
+
+def _only(items: Sequence[dict[str, NDArray[np.int64]]]) -> dict[str, NDArray[np.int64]]:
+    (item,) = items
+    return item
+
+
+def _keep_best(trainer: ContrastiveTrainer, encoder: Encoder, recipe: Recipe, folder: RunFolder) -> float:
+    """Make the run's adapter from its best checkpoint; returns the proof's cosine."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    checkpoint = folder.checkpoints / f"checkpoint-{trainer.best_step}"
+    set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device=str(encoder.placement.device)))
+    return adapter.save(checkpoint, encoder, recipe.model, folder.adapter)
+
+
+def _device(recipe: Recipe) -> str:
+    """The recipe's device; one GPU for each process where ``torchrun`` started several."""
+    rank = os.environ.get("LOCAL_RANK")
+    if recipe.optim.device in ("auto", "cuda") and rank is not None and torch.cuda.is_available():
+        return f"cuda:{rank}"
+    return recipe.optim.device
+
+
+def _finished(folder: RunFolder, pairs: int) -> TrainReport:
+    log = folder.read_log()
+    scores = {int(entry["step"]): entry["score"] for entry in log if "score" in entry}
+    taken = max((int(entry["step"]) for entry in log), default=0)
+    best = max((step for step in scores if step), key=lambda step: scores[step], default=taken)
+    return TrainReport(folder.path, folder.adapter, pairs, taken, best, scores, complete_before=True)
