@@ -91,7 +91,7 @@ def test_the_report(run: Run, pairs: Path) -> None:
 
 def test_the_folder(run: Run) -> None:
     folder = run.report.run
-    names = ["adapter", "checkpoints", "lock", "log.jsonl", "recipe.toml", "run.json"]
+    names = ["adapter", "checkpoints", "lock", "log.jsonl", "recipe.toml", "run.json", "tensorboard"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert recipes.load(str(folder / "recipe.toml")) == run.recipe
     adapter = ["adapter_config.json", "adapter_model.safetensors", "encoder.json"]

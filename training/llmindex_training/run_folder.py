@@ -6,6 +6,7 @@
     RUN/run.json           identity of the pairs, and by what checkpoints are compared
     RUN/checkpoints/       transformers' own; the newest whole one and the best one
     RUN/log.jsonl          one object an evaluation or a log entry
+    RUN/tensorboard/       the same for TensorBoard, where that is installed
     RUN/adapter/           appears last: the finished encoder
 
 A run goes on only with the recipe, the pairs and the score that it was started with.
@@ -23,7 +24,7 @@ from llmindex_training import recipe as recipes
 from llmindex_training.recipe import Recipe
 
 RECIPE, STATE, LOG = "recipe.toml", "run.json", "log.jsonl"
-CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
+CHECKPOINTS, ADAPTER, TENSORBOARD = "checkpoints", "adapter", "tensorboard"
 
 # What a run that was killed while it started, or while it was cleared away, leaves behind.
 _HALF_STARTED = {STATE, LOCK_NAME}
@@ -97,6 +98,11 @@ class RunFolder:
         """The output folder of transformers."""
         return self.path / CHECKPOINTS
 
+    @property
+    def tensorboard(self) -> Path:
+        """Where TensorBoard finds the log."""
+        return self.path / TENSORBOARD
+
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written whole."""
         whole = [folder for folder in self.checkpoints.glob("checkpoint-*") if _is_whole(folder)]
@@ -156,7 +162,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove the run: what would make half of it look whole goes in one stroke, and first."""
-        for name in (ADAPTER, CHECKPOINTS):
+        for name in (ADAPTER, CHECKPOINTS, TENSORBOARD):
             shutil.rmtree(self.path / _CLEARED, ignore_errors=True)
             if (self.path / name).is_dir():
                 (self.path / name).rename(self.path / _CLEARED)

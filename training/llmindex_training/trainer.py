@@ -157,8 +157,11 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         # Trainer wants a data set to evaluate, too; our evaluation has its own texts.
         super().__init__(model=wrapped, args=arguments, train_dataset=items, eval_dataset=items, data_collator=_only)
         self.remove_callback(PrinterCallback)
-        if on_progress is not None and distributed.rank() == 0:
-            self.add_callback(_Reporter(on_progress, self))
+        if distributed.rank() == 0:
+            if importlib.util.find_spec("tensorboard") is not None:
+                self.add_callback(_to_tensorboard(folder))
+            if on_progress is not None:
+                self.add_callback(_Reporter(on_progress, self))
 
     @property
     def best_step(self) -> int:
@@ -268,6 +271,13 @@ class _Items(Dataset[dict[str, NDArray[np.int64]]]):
 
     def __getitem__(self, number: int) -> dict[str, NDArray[np.int64]]:
         return {"rows": self._parts[number]}
+
+
+def _to_tensorboard(folder: RunFolder) -> TrainerCallback:
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
