@@ -1,11 +1,10 @@
-"""How well do short queries find the right module among docstrings, and what would centring the vectors bring?
+"""How well do short queries find the right module among docstrings?
 
 Fourteen keyword queries, each with the modules that answer it, over 900 docstrings of the standard library. Scored as
-mean reciprocal rank of the first docstring of a right module. "centred" takes the mean query vector from the queries
-and the mean document vector from the documents, which the product does not do.
+mean reciprocal rank of the first docstring of a right module.
 
     python scripts/stdlib_corpus.py -o demo/stdlib.parquet --limit 2000      # as `make demo` does
-    python benchmarks/keyword_search.py [demo/stdlib.parquet]
+    python benchmarks/keyword_search.py [model ...]                          # default, default-base and MiniLM
 """
 
 import sys
@@ -13,8 +12,10 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 
-from llmindex import Encoder
+from encoder_quality import PEERS, embedder
 from llmindex.records import Vectors
+
+CORPUS = "demo/stdlib.parquet"
 
 QUERIES = {
     "parse command line arguments": ("argparse", "optparse", "getopt"),
@@ -56,22 +57,14 @@ def reciprocal_rank(queries: Vectors, documents: Vectors, modules: list[str]) ->
     return float(np.mean(scores))
 
 
-def centred(vectors: Vectors) -> Vectors:
-    """The vectors less their mean, of unit length."""
-    rest = vectors - vectors.mean(axis=0)
-    unit: Vectors = rest / np.linalg.norm(rest, axis=1, keepdims=True)
-    return unit
-
-
 def main() -> None:
-    """Print one line for each query prompt."""
-    texts, modules = corpus(sys.argv[1] if len(sys.argv) > 1 else "demo/stdlib.parquet")
-    documents = Encoder.load(max_tokens=48).encode(texts)
-    for prompt in ("none", "query", "cluster", "eol"):
-        queries = Encoder.load(query_prompt=prompt, max_tokens=48).encode(list(QUERIES), role="query")
-        plain = reciprocal_rank(queries, documents, modules)
-        better = reciprocal_rank(centred(queries), centred(documents), modules)
-        print(f"query prompt {prompt:8s} {plain:.3f}   centred {better:.3f}")
+    """Print one line for each model."""
+    texts, modules = corpus(CORPUS)
+    for name in sys.argv[1:] or ("default", "default-base", PEERS[0]):
+        encoder = embedder(name)
+        assert encoder is not None
+        queries = encoder.encode(list(QUERIES), role="query")
+        print(f"{name:20s} {reciprocal_rank(queries, encoder.encode(texts), modules):.3f}", flush=True)
 
 
 if __name__ == "__main__":

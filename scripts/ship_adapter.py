@@ -45,6 +45,7 @@ def main() -> None:
         adapter_sha256=adapter.read(target).sha256,
     )
     (target / adapter.SPEC_NAME).write_text(json.dumps(spec.to_json(), indent=1, ensure_ascii=False) + "\n")
+    (target / adapter.WEIGHTS_NAME).chmod(0o644)
     before, after = (Encoder.load(name, dtype="float32").encode(TEXTS) for name in (str(trained), models.DEFAULT))
     print(f"cosine to the run's encoder: {np.sum(before * after, axis=1).min():.6f}")
 

@@ -23,7 +23,7 @@ NAMES = ["README.md", *GUIDE_NAMES]
 GUIDES = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in GUIDE_NAMES]
 RECIPE_PAGE = GUIDES[GUIDE_NAMES.index("recipe.md")]
 # Options of pip and torchrun.
-FOREIGN_OPTIONS = {"--help", "--version", "--no-deps", "--nproc-per-node"}
+FOREIGN_OPTIONS = {"--logdir", "--help", "--version", "--no-deps", "--nproc-per-node"}
 
 TOPICS = {
     "sort": [

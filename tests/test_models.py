@@ -47,13 +47,28 @@ def test_the_default_equals_transformers_own_reading_of_the_file() -> None:
     assert gguf is not None
     plain = AutoModel.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder())
-    encoder = Encoder.load(prompt="none", pooling="last", dtype="float32", device="cpu")
+    encoder = Encoder.load("default-base", prompt="none", pooling="last", dtype="float32", device="cpu")
     texts = ["The capital of France is", "def main() -> None:"]
     vectors = encoder.encode(texts)
     for text, vector in zip(texts, vectors, strict=True):
         with torch.no_grad():
             state = plain(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1].numpy()
         assert state @ vector / np.linalg.norm(state) > 0.9999
+
+
+@needs_default
+def test_the_default_is_its_backbone_with_the_adapter_of_the_package() -> None:
+    default = Encoder.load(dtype="float32")
+    assert (default.spec.backbone, default.spec.adapter) == ("default-base", "default")
+    folder = models.adapter_path("default")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 20_000_000
+    texts = ["Oil prices rise as refineries close", "Crude gets dearer", "How do I sort a list in Python?"]
+    bare = Encoder.load("default-base", prompt=default.spec.prompt, pooling=default.spec.pooling, dtype="float32")
+    adapted, plain = (encoder.encode(texts) for encoder in (default, bare))
+    assert adapted[0] @ adapted[1] > adapted[0] @ adapted[2] + 0.3
+    assert adapted[0] @ adapted[1] - adapted[0] @ adapted[2] > plain[0] @ plain[1] - plain[0] @ plain[2]
+    again = Encoder.from_spec(default.spec, dtype="float32")
+    np.testing.assert_array_equal(again.encode(texts[:1]), default.encode(texts[:1]))
 
 
 @needs_default
