@@ -4,7 +4,7 @@ Public domain, CC0, CC BY, MIT, Apache 2.0 and the WordNet licence; share-alike,
 sources are left out. Titles with abstracts, questions with answers, words with definitions as they are; of documents
 without a natural partner, two neighbouring spans.
 
-    python benchmarks/default_adapter_pairs.py pairs.parquet
+    python benchmarks/default_adapter_pairs.py [demo/default_pairs.parquet]
 """
 
 import random
@@ -73,7 +73,8 @@ def main() -> None:
     """Write the file and say what is in it."""
     chance = random.Random(0)
     rows = natural_pairs(chance) + span_pairs(chance)
-    pq.write_table(pa.Table.from_pylist(rows), Path(sys.argv[1]))
+    file = Path(sys.argv[1] if len(sys.argv) > 1 else "demo/default_pairs.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), file)
     for source, count in Counter(row["source"] for row in rows).most_common():
         print(f"{count:7,}  {source}")
 

@@ -69,7 +69,7 @@ def clustering_scores(layers: Sequence[int]) -> Scores:
     sets = {name: clustering_set(name, 200) for name in CLUSTERING_SETS}
     for prompt in CLUSTERING_PROMPTS:
         for layer in layers:
-            encoder = Encoder.load(prompt=prompt, layer=layer, max_tokens=64)
+            encoder = Encoder.load("default-base", prompt=prompt, layer=layer, max_tokens=64)
             for name, data in sets.items():
                 for pooling, vectors in all_poolings(encoder, data.texts).items():
                     row = scores.setdefault(f"{prompt}, {pooling}, layer {layer}", {})
@@ -84,11 +84,13 @@ def retrieval_scores(layers: Sequence[int]) -> Scores:
         for name in RETRIEVAL_SETS:
             data = retrieval_set(name, queries=60, documents=200)
             asked = {
-                prompt: all_poolings(Encoder.load(prompt=prompt, layer=layer, max_tokens=96), data.queries)
+                prompt: all_poolings(
+                    Encoder.load("default-base", prompt=prompt, layer=layer, max_tokens=96), data.queries
+                )
                 for prompt in QUERY_PROMPTS
             }
             for prompt in DOCUMENT_PROMPTS:
-                encoder = Encoder.load(prompt=prompt, layer=layer, max_tokens=96)
+                encoder = Encoder.load("default-base", prompt=prompt, layer=layer, max_tokens=96)
                 for pooling, documents in all_poolings(encoder, data.documents).items():
                     for query_prompt, queries in asked.items():
                         row = scores.setdefault(f"{prompt} / {query_prompt}, {pooling}, layer {layer}", {})

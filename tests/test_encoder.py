@@ -289,6 +289,7 @@ def test_impossible_device_and_dtype_are_refused(tiny_model: Path) -> None:
         Encoder.load(str(tiny_model), dtype="int3")
 
 
-def test_an_unknown_role_is_refused(encoder: Encoder) -> None:
+def test_an_unknown_role_is_refused(tiny_model: Path) -> None:
+    encoder = Encoder.load(str(tiny_model))
     with pytest.raises(UsageError, match='unknown role "passage"; one of document, query'):
         encoder.tokenize(["a text"], role="passage")  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ UTC = datetime.UTC
         (pa.array([[1]], pa.list_(pa.timestamp("ns"))), [datetime.datetime(1970, 1, 1)]),
         (pa.array([{"x": [1]}], pa.struct([("x", pa.large_list(pa.time64("ns")))])), {"x": [datetime.time(0)]}),
         (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.timestamp("ns"))), [("a", datetime.datetime(1970, 1, 1))]),
+        (pa.array([1], pa.timestamp("ns")).dictionary_encode(), datetime.datetime(1970, 1, 1)),
         (pa.array([None], pa.timestamp("ns")), None),
         (pa.array(["a"]).dictionary_encode(), "a"),
         (pa.array([b"\x00"]), b"\x00"),

@@ -33,7 +33,6 @@ SAMPLE = 2000
             "llmindex train pairs.parquet -o runs/paper --recipe paper --set optim.steps=100 --set model.pooling=mean",
         ),
         ("Keep the checkpoint that clusters best", "llmindex train a.parquet b.parquet -o runs/c --evaluate c.parquet"),
-        ("On two GPUs", "torchrun --nproc-per-node 2 -m llmindex_cli train pairs.parquet -o runs/mine"),
     ),
 )
 @click.argument("pairs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PAIRS...")

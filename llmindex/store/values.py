@@ -16,8 +16,11 @@ def to_pylist(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    type_ = _without_nanoseconds(column.type)
+    if _holds_nanoseconds(type_):
+        return [_value(scalar) for scalar in column]
     try:
-        values: list[Any] = column.cast(_without_nanoseconds(column.type), safe=False).to_pylist()
+        values: list[Any] = column.cast(type_, safe=False).to_pylist()
     except (ValueError, OverflowError, KeyError, pa.ArrowException):
         return [_value(scalar) for scalar in column]
     return values
@@ -32,6 +35,8 @@ def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401
         return [(_value(item["key"]), _value(item["value"])) for item in scalar.values]
     if isinstance(scalar, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
         return [_value(item) for item in scalar.values]
+    if isinstance(scalar, pa.DictionaryScalar):
+        return _value(scalar.value)
     try:
         return scalar.cast(_without_nanoseconds(scalar.type), safe=False).as_py()
     except (ValueError, OverflowError, KeyError, pa.ArrowException):
@@ -43,6 +48,19 @@ def _text(scalar: pa.Scalar) -> str:
         return str(scalar.cast(pa.string()).as_py())
     except (ValueError, pa.ArrowException):
         return str(scalar.value)  # a count of the type's unit
+
+
+def _holds_nanoseconds(type_: pa.DataType) -> bool:
+    """Whether nanoseconds are left somewhere inside; Arrow's own values of them are pandas' if that is installed."""
+    if pa.types.is_map(type_):
+        inner = [type_.key_type, type_.item_type]
+    elif pa.types.is_dictionary(type_):
+        inner = [type_.value_type]
+    elif pa.types.is_nested(type_):
+        inner = [type_.field(place).type for place in range(type_.num_fields)]
+    else:
+        return bool(getattr(type_, "unit", None) == "ns")
+    return any(_holds_nanoseconds(each) for each in inner)
 
 
 def _without_nanoseconds(type_: pa.DataType) -> pa.DataType:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmindex.corpus import CorpusOptions
-from llmindex.errors import BuildInterrupted, CorpusError, IndexLocked, MissingPackage, UsageError
+from llmindex.errors import CorpusError, IndexLocked, Interrupted, MissingPackage, UsageError
 from llmindex.progress import Progress
 from llmindex.store.files import lock
 from llmindex_training import augment, methods
@@ -124,7 +124,7 @@ def test_a_cut_off_run_ends_like_a_whole_one(
     make_pairs(corpus, whole, options)
     with monkeypatch.context() as patch:
         stop_after(patch, 2, KeyboardInterrupt)
-        with pytest.raises(BuildInterrupted, match="16 documents"):
+        with pytest.raises(Interrupted, match="16 documents"):
             make_pairs(corpus, output, options)
     assert not output.exists()
     reports: list[Progress] = []
