@@ -128,8 +128,8 @@ def test_a_run_that_was_ended_goes_on(with_signal: int, llmindex: Llmindex, tmp_
     assert 1 <= committed < 6
     if with_signal == signal.SIGINT:
         assert running.returncode == 130
-        line = f"Interrupted: the pairs of {4096 * committed:,} documents are stored; run the same command again to go on\n"
-        assert err.decode() == line
+        kept = f"the pairs of {4096 * committed:,} documents are stored"
+        assert err.decode() == f"Interrupted: {kept}; run the same command again to go on\n"
     resumed = json.loads(llmindex(*arguments, "-o", output, "--json").out)
     assert resumed["documents"] - resumed["added"] == 4096 * committed
     whole = tmp_path / "whole.parquet"
