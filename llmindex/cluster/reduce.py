@@ -23,13 +23,13 @@ from llmindex.errors import MissingPackage
 from llmindex.progress import ProgressCallback
 from llmindex.records import Rows, Vectors
 
-COMPONENTS = 64
+COMPONENTS = 32
 """Principal components, where there are three times as many vectors."""
 
-EVENED_TO = 3.0
+EVENED_TO = 10.0
 """No component varies more than so many times as much as the last one kept."""
 
-NEIGHBORHOOD = 15
+NEIGHBORHOOD = 30
 """Neighbours whose mean a vector moves to, where there are twenty times as many vectors."""
 
 OWN_SHARE = np.float32(0.25)
