@@ -26,7 +26,7 @@ from llmindex.records import Rows, Vectors
 COMPONENTS = 32
 """Principal components, where there are three times as many vectors."""
 
-EVENED_TO = 10.0
+EVENED_TO = 3.0
 """No component varies more than so many times as much as the last one kept."""
 
 NEIGHBORHOOD = 30
