@@ -97,6 +97,7 @@ def train(
     """
     started = time.perf_counter()
     _check_packages()
+    recipe = adapter.settled(recipe)
     pairs = pair_files.read(files)
     deal = pair_files.deal(pairs, recipe.data, recipe.optim.batch_size, recipe.optim.steps)
     if score is None and len(deal.held_out):
@@ -112,7 +113,8 @@ def train(
         trainer = ContrastiveTrainer(encoder, wrapped, recipe, folder, pairs, deal, score, on_progress)
         trainer.run()
         tokens = distributed.total(trainer.tokens)
-        cosine = _keep_best(trainer, encoder, recipe, folder) if distributed.rank() == 0 else 1.0
+        # No process is done before the adapter is there.
+        cosine = distributed.from_first(lambda: _keep_best(trainer, encoder, recipe, folder))
         log = folder.read_log()
         return TrainReport(
             run=folder.path,
