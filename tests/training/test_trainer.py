@@ -1,6 +1,7 @@
 """A run: the loss falls, the best checkpoint becomes the adapter, and the adapter gives the trained encoder back."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,7 +194,44 @@ def test_gradient_checkpointing_changes_memory_alone(run: Run, pairs: Path, tiny
         np.testing.assert_allclose(mine[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_an_adapter_is_trained_further(run: Run, pairs: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(run.report.adapter, "optim.steps=4", "model.lora_rank=2", "model.max_tokens=200")
+    report = trainer.train([pairs], tmp_path / "run", recipe)
+    # It begins where the other run ended, of another size than the recipe's, and ends elsewhere.
+    assert report.scores[0] == pytest.approx(run.report.scores[run.report.best_step])
+    before, after = (load_file(each / "adapter_model.safetensors") for each in (run.report.adapter, report.adapter))
+    assert {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+    assert recipes.load(str(report.run / "recipe.toml")).model.lora_rank == run.recipe.model.lora_rank != 2
+    first, further = (Encoder.load(str(each)).spec for each in (run.report.adapter, report.adapter))
+    assert (further.backbone, further.prompt, further.pooling) == (first.backbone, first.prompt, first.pooling)
+    assert further.adapter_sha256 != first.adapter_sha256
+    assert trainer.train([pairs], report.run, recipe).complete_before
+
+
 # Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"target_modules": ".*_proj"}, "cannot be trained on: its layers are named by a pattern"),
+        ({"alpha_pattern": {"q_proj": 2}}, "cannot be trained on: its layers are named by a pattern or scaled one by"),
+        ({"target_modules": ["q_proj"]}, 'cannot be trained on: it does not fit the model at ".*v_proj'),
+        ({"target_modules": ["q_proj", "lm_head"]}, "cannot be trained on: it does not fit the model at"),
+    ],
+)
+def test_an_adapter_that_cannot_be_trained_further(
+    run: Run, pairs: Path, tmp_path: Path, changes: dict[str, object], why: str
+) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(run.report.adapter, copy)
+    (copy / "encoder.json").unlink()
+    config = json.loads((copy / "adapter_config.json").read_text("utf-8")) | changes
+    (copy / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(AdapterError, match=why) as caught:
+        trainer.train([pairs], tmp_path / "run", tiny_recipe(copy))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from llmindex.encode import adapter as adapters
+from llmindex.encode import models
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import AdapterError, MissingPackage, ModelError, RecipeError
@@ -31,17 +32,43 @@ _PROBES = (
 )
 
 
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe; where its base is an adapter, with that adapter's rank, alpha and targets.
+
+    Raises:
+        ModelError: the base cannot be found.
+        AdapterError: it is an adapter that cannot be trained on.
+    """
+    start = _find(recipe.model).adapter
+    if start is None:
+        return recipe
+    config = start.config
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or any(config.get(key) for key in ("rank_pattern", "alpha_pattern", "use_rslora")):
+        raise AdapterError(
+            f'adapter "{start.folder}" cannot be trained on: its layers are named by a pattern or scaled one by one'
+        )
+    model = replace(
+        recipe.model,
+        lora_rank=int(config["r"]),
+        lora_alpha=float(config["lora_alpha"]),
+        lora_targets=tuple(sorted(targets)),
+    )
+    return replace(recipe, model=model)
+
+
 def load_base(recipe: Recipe, device: str) -> Encoder:
-    """The encoder that a recipe starts from; texts are cut to the recipe's training length.
+    """The encoder that a recipe starts from, without any adapter; texts are cut to the recipe's training length.
 
     Raises:
         ModelError: the backbone cannot be found or loaded.
     """
     model = recipe.model
+    found = _find(model)
     return Encoder.from_options(
         EncoderOptions(
-            model=model.base,
-            revision=model.revision or None,
+            model=found.backbone,
+            revision=found.revision,
             prompt=model.prompt,
             query_prompt=model.query_prompt or None,
             pooling=model.pooling,
@@ -54,13 +81,20 @@ def load_base(recipe: Recipe, device: str) -> Encoder:
 
 
 def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftModel
-    """Put a fresh LoRA adapter into the encoder's decoder, in place; its parameters alone want gradients.
+    """Put a LoRA adapter into the encoder's decoder, in place; its parameters alone want gradients.
+
+    It is that of the recipe's base, or a fresh one, which changes nothing yet.
+
+    Args:
+        encoder: without an adapter.
+        recipe: settled.
 
     Returns:
         the decoder as peft wraps it, for saving and for the optimiser.
 
     Raises:
         RecipeError: the decoder has no linear layers of the names in ``model.lora_targets``.
+        AdapterError: the base's adapter does not fit the decoder.
         MissingPackage: quantised training without bitsandbytes.
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
@@ -86,12 +120,16 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-            return get_peft_model(encoder.backbone.model, config)
+            wrapped = get_peft_model(encoder.backbone.model, config)
     except ValueError as error:
         raise RecipeError(
             f"model.lora_targets = {', '.join(options.lora_targets)}: {type(encoder.backbone.model).__name__} has no "
             "such linear layers"
         ) from error
+    start = _find(options).adapter
+    if start is not None:
+        _fill(wrapped, start.folder)
+    return wrapped
 
 
 def save(weights: Path, encoder: Encoder, model: Model, folder: Path) -> float:
@@ -125,6 +163,19 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path) -> float:
         shutil.rmtree(folder)
     making.rename(folder)
     return cosine
+
+
+def _find(model: Model) -> models.Found:
+    return models.find(model.base, model.revision or None)
+
+
+def _fill(wrapped: Any, folder: Path) -> None:  # noqa: ANN401 - a PeftModel
+    """Give the fresh adapter the weights of another; each must find its place, and none be left over."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    loaded = set_peft_model_state_dict(wrapped, load_peft_weights(str(folder), device="cpu"))
+    if astray := [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if ".lora_" in key)]:
+        raise AdapterError(f'adapter "{folder}" cannot be trained on: it does not fit the model at "{astray[0]}"')
 
 
 def _prove(encoder: Encoder, folder: Path) -> float:

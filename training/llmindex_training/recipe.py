@@ -49,7 +49,8 @@ class Model:
     """The encoder that is trained, and the size of its adapter.
 
     Attributes:
-        base: backbone: "default-base", a hub name or a model folder.
+        base: what training starts from. A backbone ("default-base", a hub name or a model folder) gets a fresh adapter;
+            an adapter ("default", or its folder) is trained further, with its own rank, alpha and targets.
         revision: of a hub backbone.
         prompt: name or template for documents.
         query_prompt: the same for queries; empty for that of the documents.
