@@ -7,7 +7,7 @@ BERTopic's 10, and once with the best of a grid, chosen on these very labels: wh
 
     python benchmarks/cluster_defaults.py [--vectors FOLDER]     # writes benchmarks/results/cluster_defaults.json
 
-Vectors are kept in FOLDER as <set>.npy, and taken from there if they are as many as the texts.
+The vectors of a set are kept as FOLDER/<set>.npy, and taken from there if they are as many as its texts.
 """
 
 import argparse
@@ -29,12 +29,10 @@ from llmindex.cluster.distinct import first_rows
 from llmindex.cluster.groups import group
 from llmindex.cluster.options import ClusterOptions
 from llmindex.records import Vectors
-from shared_data import CLUSTERING_SETS, LabelledTexts, clustering_set
+from shared_data import CLUSTERING_SETS, clustering_set, kept_vectors
 
 RESULTS = Path(__file__).parent / "results" / "cluster_defaults.json"
 TEXTS = 2000
-FEWER_TEXTS = {"newsgroups20": 1000}
-"""Sets of long texts, which take a while to encode."""
 
 GRID = tuple(product((5, 10, 15, 20), (1, 5, 10)))
 """min_cluster_size and min_samples of UMAP's best."""
@@ -121,20 +119,6 @@ def score(method: Method, vectors: Vectors, truth: list[str], seconds_before: fl
     )
 
 
-def vectors_of(name: str, data: LabelledTexts, folder: Path) -> Vectors:
-    """From the folder, or encoded and kept there."""
-    path = folder / f"{name}.npy"
-    if path.is_file():
-        kept: Vectors = np.load(path)
-        if len(kept) == len(data.texts):
-            return kept
-    print(f"encoding {len(data.texts):,} texts of {name}", flush=True)
-    vectors = Encoder.load().encode(data.texts)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(path, vectors)
-    return vectors
-
-
 def mean_ami(scores: dict[str, Score]) -> float:
     """Over the sets."""
     return float(np.mean([each.ami for each in scores.values()]))
@@ -144,10 +128,11 @@ def measure(folder: Path) -> dict[str, dict[str, Score]]:
     """All methods on all sets: scores by method and set."""
     table: dict[str, dict[str, Score]] = {}
     # What compiles on first use is no part of the times.
+    encoder = Encoder.load()
     reduce_by_umap(np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32))
     for name in CLUSTERING_SETS:
-        data = clustering_set(name, FEWER_TEXTS.get(name, TEXTS))
-        vectors = vectors_of(name, data, folder)
+        data = clustering_set(name, TEXTS)
+        vectors = kept_vectors(folder / f"{name}.npy", data.texts, encoder.encode)
         for method_name, method in METHODS.items():
             table.setdefault(method_name, {})[name] = score(method, vectors, data.labels)
         started = time.process_time()

