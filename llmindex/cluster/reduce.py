@@ -23,10 +23,10 @@ from llmindex.errors import MissingPackage
 from llmindex.progress import ProgressCallback
 from llmindex.records import Rows, Vectors
 
-COMPONENTS = 32
+COMPONENTS = 48
 """Principal components, where there are three times as many vectors."""
 
-EVENED_TO = 3.0
+EVENED_TO = 4.0
 """No component varies more than so many times as much as the last one kept."""
 
 NEIGHBORHOOD = 30
