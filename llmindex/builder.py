@@ -40,6 +40,7 @@ class BuildReport:
         documents: how many it holds.
         added: how many of them this run encoded.
         complete_before: whether there was nothing left to encode.
+        text_columns: the columns that the texts come from; none where whole files are texts.
         bad_rows: rows left out, by kind, over all runs.
         truncated: documents whose text was cut to the encoder's max_tokens, over all runs.
         tokens: model tokens over all runs.
@@ -51,6 +52,7 @@ class BuildReport:
     documents: int
     added: int
     complete_before: bool
+    text_columns: tuple[str, ...]
     bad_rows: Mapping[str, int]
     truncated: int
     tokens: int
@@ -68,6 +70,7 @@ class BuildPlan:
 
     Attributes:
         documents: rows with usable text.
+        text_columns: the columns that the texts come from; none where whole files are texts.
         bad_rows: rows that would be left out, by kind.
         tokens: model tokens, prompts included.
         truncated: documents whose text would be cut.
@@ -76,11 +79,13 @@ class BuildPlan:
         memory_bytes: estimate of the peak, model and FAISS index included.
         factory: FAISS factory string.
         model: name of the backbone.
+        adapter: name of its adapter, or None.
         device: where it would run.
         dtype: what it would compute in.
     """
 
     documents: int
+    text_columns: tuple[str, ...]
     bad_rows: Mapping[str, int]
     tokens: int
     truncated: int
@@ -89,6 +94,7 @@ class BuildPlan:
     memory_bytes: int
     factory: str
     model: str
+    adapter: str | None
     device: str
     dtype: str
 
@@ -153,6 +159,7 @@ def build(
                 documents=writer.manifest.count,
                 added=added,
                 complete_before=complete,
+                text_columns=opened.text_columns,
                 bad_rows=stored.bad_rows,
                 truncated=stored.truncated,
                 tokens=stored.tokens,
@@ -200,6 +207,7 @@ def plan(
         indexed = documents * dim * (2 if "fp16" in planned.factory else 4)
         return BuildPlan(
             documents=documents,
+            text_columns=opened.text_columns,
             bad_rows=bad_rows,
             tokens=tokens,
             truncated=truncated,
@@ -208,6 +216,7 @@ def plan(
             memory_bytes=model.memory_bytes + indexed + stored // max(1, documents) * 16_384,
             factory=planned.factory,
             model=model.spec.backbone,
+            adapter=model.spec.adapter,
             device=str(model.placement.device),
             dtype=model.dtype,
         )

@@ -92,17 +92,21 @@ def test_what_was_derived_from_other_vectors(index: Path) -> None:
     with VectorWriter.open(index) as writer:
         append(writer, make_documents(6, 7), make_vectors(1, 4))
         writer.finish()
-    assert [line.split(";")[0] for line in verify(index).problems] == [
+    report = verify(index)
+    assert [line.split(";")[0] for line in report.problems] == [
         f"{index}/faiss/a.faiss: was built from other vectors than those stored",
-        f"{index}/clusters/default.json: was made from other vectors than those stored",
     ]
+    assert report.outdated == (
+        'the clustering "default" was made from other vectors than those stored; run '
+        f"`llmindex cluster -i {index} --name default` again",
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"3", b"\xff"])
 def test_a_damaged_clustering(index: Path, content: bytes) -> None:
     (index / "clusters/default.json").write_bytes(content)
     assert problem(index).startswith(
-        f"{index}/clusters/default.json: is damaged; run `llmindex cluster --name default`"
+        f"{index}/clusters/default.json: is damaged; run `llmindex cluster -i {index} --name default` again"
     )
 
 

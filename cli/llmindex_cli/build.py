@@ -97,12 +97,15 @@ def _print_plan(plan: "BuildPlan") -> None:
     print_facts(
         {
             "documents": f"{plan.documents:,}",
+            **_text(plan),
             **_losses(plan),
             "tokens": f"{plan.tokens:,}",
             "time": f"about {duration(plan.seconds)}",
             "disk": size(plan.disk_bytes),
             "memory": size(plan.memory_bytes),
-            "model": f"{plan.model}, {plan.dtype} on {plan.device}",
+            "model": plan.model
+            + (f" with the adapter {plan.adapter}" if plan.adapter else "")
+            + f", {plan.dtype} on {plan.device}",
             "index": plan.factory,
         }
     )
@@ -110,12 +113,17 @@ def _print_plan(plan: "BuildPlan") -> None:
 
 
 def _print_report(report: "BuildReport") -> None:
+    from llmindex.store.manifest import Manifest
+    from llmindex.store.verify import outdated_clusterings
+
     if report.complete_before and not report.added:
         say(f"{plain(str(report.path))} is complete: {count(report.documents, 'documents')}")
         note("Add --overwrite to start afresh.")
     else:
         say(f"{plain(str(report.path))}: {count(report.documents, 'documents')}")
         print_facts(_facts(report))
+        for outdated in outdated_clusterings(report.path, Manifest.load(report.path)):
+            note(outdated)
     note(f'Next: llmindex search "..." -i {shlex.quote(str(report.path))}')
 
 
@@ -123,13 +131,19 @@ def _facts(report: "BuildReport") -> dict[str, str]:
     facts = {}
     if report.added != report.documents:
         facts["added"] = f"{report.added:,} by this run"
-    facts |= _losses(report)
+    facts |= _text(report) | _losses(report)
     facts["tokens"] = f"{report.tokens:,}"
     facts["time"] = _times(report.seconds)
     if speed := _speed(report):
         facts["speed"] = speed
     facts["index"] = f"{report.index.factory}, measured recall@10 {report.index.recall_at_10:.3f}"
     return facts
+
+
+def _text(result: "BuildPlan | BuildReport") -> dict[str, str]:
+    """Where the texts come from: it may have been found by name, and not be what was meant."""
+    names = ", ".join(result.text_columns)
+    return {"text": f"from the column{'s' * (len(result.text_columns) > 1)} {names}"} if names else {}
 
 
 def _losses(result: "BuildPlan | BuildReport") -> dict[str, str]:

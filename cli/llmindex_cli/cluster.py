@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmindex.cluster.options import DEFAULT_MIN_SAMPLES, REDUCTIONS, SELECTIONS, ClusterOptions
-from llmindex_cli.console import Column, count, duration, plain, print_json, print_table, say
+from llmindex.errors import UsageError
+from llmindex_cli.console import Column, count, duration, note, plain, print_json, print_table, say
+from llmindex_cli.indexes import open_index
 from llmindex_cli.labels import SUFFIXES, write_labels
 from llmindex_cli.options import Command, Number, check_output, index_option, json_option
 from llmindex_cli.progress import progress
@@ -94,12 +96,13 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
 
     Documents that belong to no cluster are noise, label -1.
     """
-    from llmindex import api
     from llmindex.cluster import map as cluster_map
 
     for path in plot:
         cluster_map.check_path(path)  # before the clustering, which may take minutes, rather than after it
-    opened = api.open(index)
+    opened = open_index(index)
+    if not opened.store.count:
+        raise UsageError(f"{index} holds no documents yet: run its build again")
     with progress() as on_progress:
         clustering = opened.cluster(on_progress=on_progress, **options)
         file = opened.path / "clusters" / f"{clustering.options.name}.parquet"
@@ -121,7 +124,15 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
 def _summary(clustering: "Clustering", file: Path) -> Mapping[str, Any]:
     return {
         "documents": len(clustering.labels),
-        "clusters": len(clustering.clusters),
+        "clusters": [
+            {
+                "label": cluster.label,
+                "size": cluster.size,
+                "keywords": cluster.keywords,
+                "central_ids": cluster.central_ids,
+            }
+            for cluster in clustering.clusters
+        ],
         "noise_share": clustering.noise_share,
         "name": clustering.options.name,
         "file": str(file),
@@ -145,9 +156,13 @@ def _print(clustering: "Clustering", store: "VectorStore") -> None:
         )
         say("")
     noise = int((clustering.labels == -1).sum())
-    followed = f", {clustering.assigned_share:.1%} more followed their neighbours" if clustering.assigned_share else ""
+    # Of the documents in clusters, those that HDBSCAN itself called noise.
+    followed = f", {clustering.assigned_share:.1%} placed by their neighbours" if clustering.assigned_share else ""
     say(
         f"{count(len(clusters), 'clusters')} of {count(len(clustering.labels), 'documents')}; noise "
         f"{count(noise, 'documents')} ({clustering.noise_share:.1%}){followed}; {duration(clustering.seconds)}; "
         f'kept as "{clustering.options.name}"'
     )
+    if not clusters:
+        size = clustering.options.min_cluster_size
+        note(f"No {size:,} documents are dense enough to be a cluster: try a smaller --min-cluster-size.")

@@ -12,6 +12,8 @@ import click
 from llmindex.errors import Interrupted, LlmindexError, UsageError
 from llmindex_cli.console import one_line
 
+_BEFORE_THE_COMMAND = ("-q", "--quiet", "-v", "-vv", "--verbose")
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -50,6 +52,8 @@ def _wrong_usage(error: click.UsageError) -> Answer:
     if type(error).__name__ == "NoArgsIsHelpError":
         return Answer(error.format_message(), error.exit_code)
     message = one_line(error.format_message())
+    if isinstance(error, click.NoSuchOption) and error.option_name in _BEFORE_THE_COMMAND:
+        return Answer(f"Error: {error.option_name} goes before the command: llmindex {error.option_name} build ...", 2)
     stop = "" if message.endswith((".", "?", ")")) else "."
     hint = f"{stop} Try '{error.ctx.command_path} --help'." if error.ctx else ""
     return Answer(f"Error: {message}{hint}", error.exit_code)

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from llmindex_cli.console import print_facts, print_json, size
+from llmindex_cli.indexes import open_index
 from llmindex_cli.options import Command, Number, index_option, json_option
 from llmindex_cli.progress import progress
 
@@ -31,10 +32,9 @@ from llmindex_cli.progress import progress
 @json_option("one object")
 def command(index: Path, factory: str | None, recall: float, as_json: bool) -> None:
     """Build the FAISS index anew from the stored vectors, and measure its recall. No model is needed."""
-    from llmindex import api
-
+    opened = open_index(index)
     with progress() as on_progress:
-        record = api.open(index).reindex(factory=factory, recall=recall, on_progress=on_progress)
+        record = opened.reindex(factory=factory, recall=recall, on_progress=on_progress)
     if as_json:
         print_json(asdict(record))
         return

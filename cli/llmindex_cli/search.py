@@ -11,6 +11,7 @@ import click
 from llmindex.errors import UsageError
 from llmindex_cli.console import note, plain, say
 from llmindex_cli.hits import none_found, print_hits, print_hits_json
+from llmindex_cli.indexes import open_index
 from llmindex_cli.options import Command, hits_options, index_option, json_option, runtime_options
 
 # Queries that are encoded together; hits are written after each batch, so that a long stdin streams.
@@ -42,9 +43,7 @@ def command(
     batch = list(islice(wanted, BATCH))
     if not batch:
         raise UsageError("no queries on standard input: expected one a line")
-    from llmindex import api
-
-    opened = api.open(index, **runtime)
+    opened = open_index(index, **runtime)
     several = len(batch) > 1
     first = True
     while batch:

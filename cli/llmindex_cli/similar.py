@@ -6,6 +6,7 @@ import click
 
 from llmindex_cli.console import note
 from llmindex_cli.hits import none_found, print_hits, print_hits_json
+from llmindex_cli.indexes import open_index
 from llmindex_cli.options import Command, hits_options, index_option, json_option
 
 
@@ -23,9 +24,7 @@ from llmindex_cli.options import Command, hits_options, index_option, json_optio
 @json_option("one object a hit")
 def command(document_id: str, index: Path, k: int, min_score: float | None, as_json: bool) -> None:
     """Find the stored documents nearest to the one with this ID, which is itself left out."""
-    from llmindex import api
-
-    hits = api.open(index).similar(document_id, k=k, min_score=min_score)
+    hits = open_index(index).similar(document_id, k=k, min_score=min_score)
     if as_json:
         print_hits_json(document_id, hits)
     elif hits:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from llmindex_cli.console import count, one_line, plain, print_json, say
+from llmindex_cli.console import count, note, one_line, plain, print_json, say
 from llmindex_cli.options import Command, index_option, json_option
 from llmindex_cli.progress import progress
 
@@ -29,6 +29,8 @@ def command(index: Path, as_json: bool) -> None:
         print_json(asdict(report))
     elif not report.problems:
         say(f"{plain(str(index))}: {count(report.files, 'files')} and {count(report.rows, 'documents')} are as written")
+    for line in report.outdated:
+        note(line)
     for problem in report.problems:
         if sys.stderr is not None:
             sys.stderr.write(f"Error: {one_line(problem)}\n")

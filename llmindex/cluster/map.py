@@ -123,7 +123,7 @@ def check_path(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: there is no folder {path.parent}; make it first")
     if path.suffix.lower() == ".png" and importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackage(f"--plot {path} needs matplotlib: pip install 'llmindex[plot]', or draw a .html map")
+        raise MissingPackage(f"--plot {path} needs matplotlib: pip install matplotlib, or draw a .html map")
 
 
 def read(store: "VectorStore", clustering: "Clustering", on_progress: ProgressCallback | None = None) -> MapData:

@@ -190,7 +190,10 @@ function makePlot(canvas, data, afterPaint) {
       const words = one.keywords.slice(0, 2).join(" · ");
       const text = words.length > 40 ? `${words.slice(0, 39)}…` : words;
       const half = pen.measureText(text).width / 2 + 6;
-      const x = one.x * view.k + view.x, middle = -one.y * view.k + view.y;
+      const center = one.x * view.k + view.x, middle = -one.y * view.k + view.y;
+      // A name at the edge is pushed inside; one whose cluster is out of sight is not.
+      const seen = center >= 0 && center <= width && width > 2 * half;
+      const x = seen ? clamp(center, half, width - half) : center;
       const free = (y) => !taken.some((other) => Math.abs(other.x - x) < other.half + half && Math.abs(other.y - y) < 20);
       const y = [0, -12, 12, -22, 22].map((offset) => middle + offset).find(free);
       if (y === undefined) return;

@@ -170,7 +170,7 @@ def _umap(vectors: Vectors) -> Vectors:
         try:
             from umap import UMAP
         except ImportError as error:
-            hint = "install it with: pip install 'llmindex[umap]'"
+            hint = "install it with: pip install umap-learn"
             raise MissingPackage(f'reduce "umap" needs the package umap-learn; {hint}') from error
         # One job, because more would make the result depend on chance.
         model = UMAP(UMAP_NEIGHBORS, UMAP_DIM, metric="cosine", min_dist=0.0, random_state=0, n_jobs=1)

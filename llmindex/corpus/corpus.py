@@ -55,6 +55,7 @@ class Corpus:
     Attributes:
         schema: id and text (strings, never null), then the other columns in their Arrow types.
         rows: rows in all sources, bad ones included.
+        text_columns: whose values are the texts; none where whole files are texts.
         name: of the first source, without its ending; "stdin" or "table" where it has none.
         record: what sources are read and how, as JSON values; equal records give equal windows.
     """
@@ -65,6 +66,7 @@ class Corpus:
             raise CorpusError(f"{_label(sources)} is empty: no documents to index")
         columns = plan_columns(sources, options.text_columns, options.id_column)
         self.schema: pa.Schema = columns.schema
+        self.text_columns = tuple(columns.text)
         self.name = name
         self.record: dict[str, Any] = {
             "sources": _identities(sources),

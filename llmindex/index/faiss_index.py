@@ -270,7 +270,10 @@ def fault_of(store: VectorStore, record: IndexRecord | None) -> str:
 
 
 def _stale(store: VectorStore, fault: str) -> StaleIndex:
-    return StaleIndex(f"{fault}; run `llmindex reindex -i {store.path}`")
+    remedy = f"run `llmindex reindex -i {store.path}`"
+    if not store.manifest.corpus.complete:
+        remedy = f"its build is unfinished: run the same build again, or {remedy} for the part that is stored"
+    return StaleIndex(f"{fault}; {remedy}")
 
 
 def _read(store: VectorStore, record: IndexRecord) -> Index:

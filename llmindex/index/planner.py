@@ -137,8 +137,7 @@ def require_faiss() -> Any:  # noqa: ANN401 - FAISS has no types
         if error.name != "faiss":
             raise MissingPackage(f"FAISS does not load: {error}; install it again") from error
         raise MissingPackage(
-            "FAISS is not installed: pip install 'llmindex[cpu]' "
-            "(or 'llmindex[gpu]' on Linux x86-64 with an NVIDIA GPU)"
+            "FAISS is not installed: pip install faiss-cpu (or faiss-gpu-cu12 on Linux x86-64 with an NVIDIA GPU)"
         ) from error
     except ImportError as error:
         raise MissingPackage(f"FAISS does not load: {error}; install it again") from error

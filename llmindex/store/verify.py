@@ -27,11 +27,13 @@ class VerifyReport:
         files: files that were looked at, the manifest included.
         rows: documents in the store, as the manifest says.
         problems: one line each: the file at fault, what is wrong, what helps; none if all is well.
+        outdated: one line for each clustering of vectors that have changed since: as it was written, but of no use.
     """
 
     files: int
     rows: int
     problems: tuple[str, ...]
+    outdated: tuple[str, ...] = ()
 
 
 def verify(path: str | Path, on_progress: ProgressCallback | None = None) -> VerifyReport:
@@ -69,8 +71,29 @@ def _verify(folder: Path, manifest: Manifest, on_progress: ProgressCallback | No
     if manifest.index is not None:
         advance(_check_index(folder, manifest))
     for file in clusterings:
-        advance(_check_clustering(file, manifest))
-    return VerifyReport(total, manifest.count, tuple(problems))
+        advance(_check_clustering(file))
+    return VerifyReport(total, manifest.count, tuple(problems), tuple(outdated_clusterings(folder, manifest)))
+
+
+def outdated_clusterings(folder: Path, manifest: Manifest) -> list[str]:
+    """One line for each clustering that was made from other vectors than those of the manifest."""
+    return [
+        f'the clustering "{file.stem}" was made from other vectors than those stored; run {_again(file)}'
+        for file in sorted((folder / "clusters").glob("*.json"))
+        if _built_from(file) not in (None, manifest.vectors_id)
+    ]
+
+
+def _built_from(clustering: Path) -> str | None:
+    """Of which vectors a clustering is; None where its file does not say."""
+    try:
+        return str(json.loads(clustering.read_bytes())["built_from"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
+
+
+def _again(clustering: Path) -> str:
+    return f"`llmindex cluster -i {clustering.parent.parent} --name {clustering.stem}` again"
 
 
 def _check_shard(folder: Path, shard: ShardRecord, manifest: Manifest) -> Iterator[str]:
@@ -135,17 +158,13 @@ def _check_index(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{path}: was built from other vectors than those stored; {remedy}"
 
 
-def _check_clustering(path: Path, manifest: Manifest) -> Iterator[str]:
-    remedy = f"run `llmindex cluster --name {path.stem}` again"
+def _check_clustering(path: Path) -> Iterator[str]:
+    remedy = f"run {_again(path)}"
     try:
         values: Any = json.loads(path.read_bytes())
-        built_from = values["built_from"]
         hashes = {str(name): str(sha256) for name, sha256 in values["sha256"].items()}
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         yield f"{path}: is damaged; {remedy}"
-        return
-    if built_from != manifest.vectors_id:
-        yield f"{path}: was made from other vectors than those stored; {remedy}"
         return
     for name, sha256 in sorted(hashes.items()):
         file = path.with_name(Path(name).name)

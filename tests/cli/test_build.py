@@ -19,6 +19,7 @@ def test_report_for_people(llmindex: Llmindex, tiny_model: Path, tmp_path: Path)
     ended = llmindex("build", corpus, "-o", path, "--model", tiny_model, "--max-tokens", "3")
     assert ended.code == 0
     assert ended.out.startswith(f"{path}: 2 documents\n")
+    assert "text       from the column text\n" in ended.out
     assert "skipped    2 rows (1 empty, 1 null)\n" in ended.out
     assert "truncated  1 document cut to the encoder's maximum of tokens\n" in ended.out
     assert "held back by " in ended.out

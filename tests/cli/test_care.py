@@ -1,7 +1,10 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from llmindex.store.manifest import Manifest
 
 from .conftest import Llmindex
 
@@ -23,7 +26,12 @@ def test_verify(llmindex: Llmindex, built: Path) -> None:
     ended = llmindex("verify", "-i", built)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == f"{built}: 3 files and 120 documents are as written\n"
-    assert json.loads(llmindex("verify", "-i", built, "--json").out) == {"files": 3, "rows": 120, "problems": []}
+    assert json.loads(llmindex("verify", "-i", built, "--json").out) == {
+        "files": 3,
+        "rows": 120,
+        "problems": [],
+        "outdated": [],
+    }
 
 
 def test_verify_names_each_problem_on_a_line(llmindex: Llmindex, index: Path) -> None:
@@ -65,3 +73,44 @@ def test_prompts(name: str, llmindex: Llmindex) -> None:
     listed = [json.loads(line) for line in llmindex("prompts", "--json").out.splitlines()]
     assert all("{text}" in prompt["template"] for prompt in listed)
     assert name in [prompt["name"] for prompt in listed]
+
+
+def unfinished(index: Path, *, indexed: bool = True) -> Path:
+    """The index as a build leaves it that was stopped."""
+    manifest = Manifest.load(index)
+    kept = manifest.index if indexed else None
+    replace(manifest, corpus=replace(manifest.corpus, complete=False), index=kept).save(index)
+    return index
+
+
+def test_an_unfinished_index_says_so(llmindex: Llmindex, index: Path) -> None:
+    unfinished(index)
+    told = f"{index} is unfinished, 120 documents so far: run its build again to go on.\n"
+    for arguments in (("search", "x", "-k", "1"), ("similar", "doc-1"), ("cluster",), ("reindex",)):
+        ended = llmindex(*arguments, "-i", index)
+        assert (ended.code, told in ended.err) == (0, True), arguments
+    assert llmindex("-q", "similar", "doc-1", "-i", index).err == ""
+
+
+def test_an_unfinished_index_without_a_search_index(llmindex: Llmindex, index: Path) -> None:
+    ended = llmindex("search", "x", "-i", unfinished(index, indexed=False))
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1] == (
+        f"Error: {index} has no search index yet; its build is unfinished: run the same build again, or run "
+        f"`llmindex reindex -i {index}` for the part that is stored"
+    )
+
+
+def test_a_clustering_of_other_vectors(llmindex: Llmindex, index: Path) -> None:
+    """Made before a build went on, it is no damage, but no use either."""
+    assert llmindex("cluster", "-i", index).code == 0
+    summary = index / "clusters" / "default.json"
+    values = json.loads(summary.read_text(encoding="utf-8"))
+    summary.write_text(json.dumps(values | {"built_from": "0" * 64}), encoding="utf-8")
+    told = (
+        'the clustering "default" was made from other vectors than those stored; run '
+        f"`llmindex cluster -i {index} --name default` again"
+    )
+    ended = llmindex("verify", "-i", index)
+    assert (ended.code, ended.err) == (0, told + "\n")
+    assert json.loads(llmindex("verify", "-i", index, "--json").out)["outdated"] == [told]

@@ -31,9 +31,9 @@ def test_the_summary_says_how_many_followed_their_neighbours(llmindex: Llmindex,
     alone = llmindex(*options, "--no-assign-noise").out
     noise = re.search(r"; noise \d+ documents \((.+%)\); ", alone)
     assert noise
-    assert "followed" not in alone
+    assert "placed" not in alone
     everyone = llmindex(*options, "--assign-distance", "2").out
-    assert f"; noise 0 documents (0.0%), {noise[1]} more followed their neighbours; " in everyone
+    assert f"; noise 0 documents (0.0%), {noise[1]} placed by their neighbours; " in everyone
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -43,6 +43,9 @@ def test_json(suffix: str, llmindex: Llmindex, index: Path, tmp_path: Path) -> N
     assert (ended.code, ended.err) == (0, "")
     summary = json.loads(ended.out)
     assert list(summary) == ["documents", "clusters", "noise_share", "name", "file", "seconds"]
+    for label, cluster in enumerate(summary["clusters"]):
+        assert (cluster["label"], len(cluster["central_ids"])) == (label, min(3, cluster["size"]))
+        assert cluster["keywords"]
     assert (summary["documents"], summary["name"], summary["file"]) == (120, "mine", str(out))
     stored = pq.read_table(index / "clusters" / "mine.parquet").to_pylist()
     written = (
@@ -52,6 +55,9 @@ def test_json(suffix: str, llmindex: Llmindex, index: Path, tmp_path: Path) -> N
     )
     assert written == stored
     assert summary["noise_share"] == pytest.approx(sum(row["label"] == -1 for row in stored) / 120)
+    assert [each["size"] for each in summary["clusters"]] == [
+        sum(row["label"] == label for row in stored) for label in range(len(summary["clusters"]))
+    ]
     again = json.loads(llmindex("-q", "cluster", "-i", index, "--json").out)
     assert again["file"] == str(index / "clusters" / "default.parquet")
 
@@ -80,5 +86,11 @@ def test_a_png_needs_matplotlib(llmindex: Llmindex, index: Path, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     ended = llmindex("cluster", "-i", index, "--plot", "map.png")
     assert ended.code == 1
-    assert "pip install 'llmindex[plot]'" in ended.err
+    assert "pip install matplotlib" in ended.err
     assert not (index / "clusters").exists()
+
+
+def test_no_cluster_at_all(llmindex: Llmindex, index: Path) -> None:
+    ended = llmindex("cluster", "-i", index, "--min-cluster-size", "100")
+    assert ended.out.startswith("0 clusters of 120 documents; noise 120 documents (100.0%); ")
+    assert ended.err.endswith("No 100 documents are dense enough to be a cluster: try a smaller --min-cluster-size.\n")

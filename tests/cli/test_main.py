@@ -105,6 +105,12 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], said: str
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["-q", "--quiet", "-v", "--verbose"])
+def test_a_global_option_after_the_command(option: str, llmindex: Llmindex) -> None:
+    ended = llmindex("info", option)
+    assert (ended.code, ended.err) == (2, f"Error: {option} goes before the command: llmindex {option} build ...\n")
+
+
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(as_json: bool) -> None:
         raise error

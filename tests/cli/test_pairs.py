@@ -85,7 +85,7 @@ def test_rejected_texts_are_counted_and_shown(
         (("--method", "instruct", "--generator", "./nothing"), 1, "./nothing"),
         (("--method", "instruct", "--generator", "TINY"), 1, "no chat template"),
         (("--method", "instruct", "--device", "cuda:99", "--generator", "TINY"), 2, "cuda:99"),
-        (("--method", "translate"), 1, "llmindex[translate]"),
+        (("--method", "translate"), 1, "pip install argostranslate"),
         (("--method", "translate", "--pivot", "en"), 1, "--pivot"),
         (("--limit", "0"), 2, "--limit"),
     ],

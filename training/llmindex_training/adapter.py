@@ -199,7 +199,7 @@ def _quantize(encoder: Encoder) -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise MissingPackage("model.quantize needs bitsandbytes: pip install 'llmindex[qlora]'") from error
+        raise MissingPackage("model.quantize needs bitsandbytes: pip install bitsandbytes") from error
     from transformers import AutoModel, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(

@@ -37,7 +37,7 @@ def check_path(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: there is no folder {path.parent}; make it first")
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackage(f"--plot {path} needs matplotlib: pip install 'llmindex[plot]'")
+        raise MissingPackage(f"--plot {path} needs matplotlib: pip install matplotlib")
 
 
 def write_plot(path: Path, report: AttentionReport) -> None:

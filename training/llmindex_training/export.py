@@ -124,8 +124,8 @@ def _require_sentence_transformers() -> None:
 
     if importlib.util.find_spec("sentence_transformers") is None:
         raise MissingPackage(
-            "an export for sentence-transformers is checked by loading it: pip install 'llmindex[export]', or export "
-            "--to transformers"
+            "an export for sentence-transformers is checked by loading it: pip install sentence-transformers, or "
+            "export --to transformers"
         )
 
 

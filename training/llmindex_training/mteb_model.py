@@ -203,4 +203,4 @@ def _mteb() -> Any:  # noqa: ANN401 - the package is optional
     try:
         return importlib.import_module("mteb")
     except ImportError as error:
-        raise MissingPackage("MTEB tasks need the package mteb: pip install 'llmindex[mteb]'") from error
+        raise MissingPackage("MTEB tasks need the package mteb: pip install mteb") from error

@@ -354,7 +354,7 @@ def _arguments(recipe: Recipe, folder: RunFolder, steps: int, encoder: Encoder, 
 def _check_packages() -> None:
     for name in ("peft", "accelerate"):
         if importlib.util.find_spec(name) is None:
-            raise MissingPackage(f"training needs {name}: pip install 'llmindex[train]'")
+            raise MissingPackage(f"training needs {name}: pip install peft accelerate")
 
 
 def _only(items: Sequence[dict[str, NDArray[np.int64]]]) -> dict[str, NDArray[np.int64]]:

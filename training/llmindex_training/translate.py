@@ -9,7 +9,7 @@ from typing import Any
 
 from llmindex.errors import MissingPackage, ModelError
 
-INSTALL = "pip install 'llmindex[translate]'"
+INSTALL = "pip install argostranslate"
 
 
 class BackTranslator:
