@@ -31,7 +31,7 @@ say "2. An index: the model turns each docstring into a vector (a few minutes on
 run llmindex build demo/stdlib.parquet -o demo/stdlib.llmindex --max-tokens 64
 
 say "3. Three searches, by meaning"
-for query in "read a file line by line" "parse command line arguments" "run code in another process"; do
+for query in "find text that matches a pattern" "run several tasks at the same time" "open a web page in the browser"; do
   run llmindex search "$query" -i demo/stdlib.llmindex -k 3
 done
 
