@@ -112,7 +112,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *installed: str) -> None:
 def test_faiss_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(MissingPackage, match=r"FAISS is not installed: pip install 'llmindex\[cpu\]' \(or"):
+    with pytest.raises(MissingPackage, match=r"FAISS is not installed: pip install faiss-cpu \(or"):
         require_faiss()
 
 

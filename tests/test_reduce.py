@@ -89,5 +89,5 @@ class TestReduce:
             return original(name, *args, **more)
 
         monkeypatch.setattr(builtins, "__import__", without_umap)
-        with pytest.raises(MissingPackage, match=r"pip install 'llmindex\[umap\]'"):
+        with pytest.raises(MissingPackage, match=r"pip install umap-learn"):
             reduce(in_blocks(make_vectors(40, 8)), np.arange(40), "umap")

@@ -216,7 +216,7 @@ def test_a_disk_that_refuses(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_no_sentence_transformers(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingPackage, match=r"pip install 'llmindex\[export\]'"):
+    with pytest.raises(MissingPackage, match=r"pip install sentence-transformers"):
         export(options_of(tiny_model), tmp_path / "out")
 
 

@@ -38,7 +38,7 @@ def test_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "argostranslate", None)
     monkeypatch.delitem(sys.modules, "argostranslate.translate", raising=False)
-    with pytest.raises(MissingPackage, match=r"pip install 'llmindex\[translate\]'"):
+    with pytest.raises(MissingPackage, match=r"pip install argostranslate"):
         BackTranslator("en", "de")
 
 
