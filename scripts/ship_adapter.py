@@ -33,6 +33,9 @@ def main() -> None:
     shutil.copyfile(trained / adapter.CONFIG_NAME, target / adapter.CONFIG_NAME)
     tensors = load_file(trained / adapter.WEIGHTS_NAME)
     save_file({name: tensor.to(torch.float16) for name, tensor in tensors.items()}, target / adapter.WEIGHTS_NAME)
+    (target / adapter.WHITENING_NAME).unlink(missing_ok=True)
+    if (trained / adapter.WHITENING_NAME).exists():
+        shutil.copyfile(trained / adapter.WHITENING_NAME, target / adapter.WHITENING_NAME)
     config = json.loads((target / adapter.CONFIG_NAME).read_text())
     # A path of the machine that trained it says nothing to others.
     (target / adapter.CONFIG_NAME).write_text(

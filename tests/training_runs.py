@@ -26,6 +26,7 @@ def tiny_recipe(model: Path, *settings: str) -> Recipe:
     fixed = (
         f"model.base='{model}'",
         "model.lora_dropout=0.1",
+        "model.whitening=0",
         "data.held_out=16",
         "optim.batch_size=8",
         "optim.steps=12",

@@ -21,6 +21,7 @@ from llmindex.errors import AdapterError, UsageError
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 SPEC_NAME = "encoder.json"
+WHITENING_NAME = "whitening.safetensors"
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
 
@@ -32,7 +33,7 @@ class Adapter:
     Attributes:
         folder: holds the configuration and the weights in safetensors.
         config: peft's configuration.
-        sha256: identity of the configuration that counts and of the weights.
+        sha256: identity of the configuration that counts, of the weights, and of the whitening if there is one.
     """
 
     folder: Path
@@ -79,6 +80,8 @@ def read(folder: Path) -> Adapter:
     counted.append(bool(config.get("fan_in_fan_out")))
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
     digest.update(weights.read_bytes())
+    if (folder / WHITENING_NAME).is_file():
+        digest.update((folder / WHITENING_NAME).read_bytes())
     return Adapter(folder, config, digest.hexdigest())
 
 

@@ -22,6 +22,7 @@ from llmindex.encode.backbone import Backbone, Tokenizer
 from llmindex.encode.pooling import POOLERS, pooled_width
 from llmindex.encode.settings import EncoderOptions, Settings
 from llmindex.encode.spec import Attention, EncoderSpec, Pooling
+from llmindex.encode.whitening import Whitening
 from llmindex.errors import ModelError, SpecMismatch, UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Tokens, Vectors
@@ -42,15 +43,22 @@ class Encoder:
         spec: everything that decides the vectors.
         placement: device, dtype and batch size.
         backbone: the decoder; training changes its weights.
+        whitening: what follows the pooling, or None.
     """
 
     def __init__(
-        self, spec: EncoderSpec, tokenizer: Tokenizer, backbone: Backbone, placement: device.Placement
+        self,
+        spec: EncoderSpec,
+        tokenizer: Tokenizer,
+        backbone: Backbone,
+        placement: device.Placement,
+        whitening: Whitening | None = None,
     ) -> None:
         self.spec = spec
         self.placement = placement
         self._tokenizer = tokenizer
         self.backbone = backbone
+        self.whitening = whitening.to(placement.device) if whitening else None
         self._budget = placement.token_budget
         self._parts = {
             "document": _wrapping(tokenizer, spec.prompt, spec.pooling),
@@ -83,7 +91,8 @@ class Encoder:
             adapter=found.adapter,
             trust_remote_code=options.trust_remote_code,
         )
-        width = pooled_width(wanted.pooling, backbone.hidden_size)
+        whitening = _whitening(found.adapter if wanted.whitened else None, wanted.pooling, backbone)
+        width = whitening.dim if whitening else pooled_width(wanted.pooling, backbone.hidden_size)
         dim = _at_least_one("--dim", options.dim, min(wanted.dim or width, width))
         if dim > width:
             raise UsageError(f"--dim {dim} is larger than the {width} values that this model and pooling give")
@@ -109,8 +118,9 @@ class Encoder:
             attention=wanted.attention,
             max_tokens=max_tokens,
             dim=dim,
+            whitened=whitening is not None,
         )
-        return cls(spec, tokenizer, backbone, placement)
+        return cls(spec, tokenizer, backbone, placement, whitening)
 
     @classmethod
     def from_spec(
@@ -141,7 +151,8 @@ class Encoder:
             adapter=adapter,
             trust_remote_code=trust_remote_code,
         )
-        return cls(spec, tokenizer, backbone, placement)
+        whitening = _whitening(adapter if spec.whitened else None, spec.pooling, backbone)
+        return cls(spec, tokenizer, backbone, placement, whitening)
 
     @property
     def dtype(self) -> str:
@@ -264,8 +275,9 @@ class Encoder:
 
     def embed(self, tokens: Tokens, batch: NDArray[np.int64]) -> Tensor:
         """Embeddings ``(B, dim) float32`` of some rows, with gradients unless the caller has turned them off."""
-        pooled_BD = POOLERS[self.spec.pooling](*self.token_states(tokens, batch))[:, : self.spec.dim]
-        return torch.nn.functional.normalize(pooled_BD, dim=1) if self.spec.normalize else pooled_BD
+        pooled_BD = POOLERS[self.spec.pooling](*self.token_states(tokens, batch))
+        cut_BD = (self.whitening(pooled_BD) if self.whitening else pooled_BD)[:, : self.spec.dim]
+        return torch.nn.functional.normalize(cut_BD, dim=1) if self.spec.normalize else cut_BD
 
     @torch.inference_mode()
     def _forward_batch(self, tokens: Tokens, batch: NDArray[np.int64]) -> Vectors:
@@ -332,6 +344,10 @@ def _load_parts(
         trust_remote_code=trust_remote_code,
     )
     return tokenizer, backbone
+
+
+def _whitening(adapter: Adapter | None, pooling: Pooling, backbone: Backbone) -> Whitening | None:
+    return Whitening.load(adapter.folder, pooled_width(pooling, backbone.hidden_size)) if adapter else None
 
 
 def _check_unchanged(what: str, sha256: str, recorded: str | None) -> None:

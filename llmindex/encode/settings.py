@@ -53,7 +53,8 @@ class Settings:
     """What an encoder computes beside its weights, each setting decided.
 
     Attributes:
-        dim: what the adapted encoder's vectors were cut to, or None.
+        dim: how long the adapted encoder's vectors are, or None.
+        whitened: whether its whitening follows the pooling.
     """
 
     prompt: str
@@ -63,6 +64,7 @@ class Settings:
     attention: Attention
     max_tokens: int
     dim: int | None
+    whitened: bool
 
     @classmethod
     def choose(cls, options: EncoderOptions, trained: EncoderSpec | None) -> "Settings":
@@ -75,15 +77,18 @@ class Settings:
             (trained.prompt, trained.query_prompt) if trained else (DEFAULT_PROMPT, DEFAULT_QUERY_PROMPT)
         )
         layer = trained.layer if trained else -1
+        layer = layer if options.layer is None else options.layer
+        # A cut or a whitening of the adapted encoder's vectors says nothing about those of another pooling or layer.
+        same = trained if trained and (pooling, layer) == (trained.pooling, trained.layer) else None
         return cls(
             prompt=prompts.resolve(options.prompt or prompt),
             query_prompt=prompts.resolve(options.query_prompt or options.prompt or query_prompt),
             pooling=pooling,
-            layer=layer if options.layer is None else options.layer,
+            layer=layer,
             attention=attention,
             max_tokens=trained.max_tokens if trained else DEFAULT_MAX_TOKENS,
-            # A cut of the adapted encoder's vectors says nothing about those of another pooling.
-            dim=trained.dim if trained and trained.pooling == pooling else None,
+            dim=same.dim if same else None,
+            whitened=same is not None and same.whitened,
         )
 
 

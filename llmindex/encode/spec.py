@@ -22,7 +22,7 @@ ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 # Where a backbone lies says nothing about what it computes: a moved folder keeps its fingerprint.
 _LOCATION_FIELDS = ("backbone", "revision", "adapter")
 # Absent from the specs of encoders that were never adapted.
-_OPTIONAL_FIELDS = {"adapter", "adapter_sha256"}
+_OPTIONAL_FIELDS = {"adapter", "adapter_sha256", "whitened"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,11 @@ class EncoderSpec:
             k the output of the k-th layer.
         attention: "causal" as pre-trained, or "bidirectional".
         max_tokens: tokens of the text that are kept; the prompt comes on top of them.
-        dim: length of the vectors; below the pooled width it is a Matryoshka cut before normalising.
+        dim: length of the vectors; below that of what is pooled, or whitened, it is a cut before normalising.
         normalize: whether vectors have unit length.
         adapter: folder of the LoRA adapter that is merged into the backbone, or None.
         adapter_sha256: identity of the adapter.
+        whitened: whether the adapter's whitening follows the pooling.
     """
 
     backbone: str
@@ -59,6 +60,7 @@ class EncoderSpec:
     normalize: bool = True
     adapter: str | None = None
     adapter_sha256: str | None = None
+    whitened: bool = False
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that two specs share only if they give the same vectors."""
@@ -68,7 +70,7 @@ class EncoderSpec:
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values; without the adapter's where there is none."""
         values = asdict(self)
-        return {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL_FIELDS}
+        return {key: value for key, value in values.items() if key not in _OPTIONAL_FIELDS or value}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "EncoderSpec":

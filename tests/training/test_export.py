@@ -22,6 +22,7 @@ from llmindex_training import export as exporting
 from llmindex_training.export import RECORD_NAME, export
 from llmindex_training.export_parity import Embed
 from tests.test_adapter import make_adapter
+from tests.test_whitening import make_whitened
 
 TEXTS = [
     '"Quoted", and with a full stop.',
@@ -95,6 +96,21 @@ def test_the_readme_of_sentence_transformers_runs(tiny_model: Path, tmp_path: Pa
     assert names["documents"].shape == (2, 32)
     assert "belongs to the following cluster" in readme
     assert str(tiny_model.parent) not in readme
+
+
+@pytest.mark.parametrize("dim", [8, 5])
+def test_whitening_goes_along(tiny_model: Path, tmp_path: Path, dim: int) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    options = replace(EncoderOptions(str(make_whitened(tiny_model, tmp_path / "adapter", dim=8))), dim=dim)
+    assert export(options, tmp_path / "st").cosine >= 0.9999
+    model = SentenceTransformer(str(tmp_path / "st"), device="cpu", local_files_only=True)
+    np.testing.assert_allclose(model.encode_document(TEXTS), wanted(options, "document"), atol=1e-5)
+    assert export(options, tmp_path / "plain", "transformers").cosine >= 0.9999
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "plain" / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Callable[[list[str]], torch.Tensor]] = {}
+    exec(code.replace("this-folder", str(tmp_path / "plain")), names)
+    np.testing.assert_allclose(names["embed_documents"](TEXTS).numpy(), wanted(options, "document"), atol=1e-5)
 
 
 def test_an_adapter_is_merged(tiny_model: Path, tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from llmindex.encode.encoder import Encoder
+from llmindex.encode.whitening import Whitening
 from llmindex.errors import AdapterError, CorpusError, ModelError, RecipeError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import adapter as training_adapter
@@ -176,6 +179,7 @@ def test_scored_by_clustering(pairs: Path, tiny_model: Path, tmp_path: Path) -> 
         ("optim.dtype=bfloat16", "optim.schedule=constant", "optim.weight_decay=0.1"),
         ("data.query_prompt=true", "model.query_prompt=none", "data.batches=source", "data.max_per_source=30"),
         ("optim.steps=0", "loss.matryoshka=[8, 16]", "model.lora_alpha=2.5"),
+        ("model.whitening=12",),
     ],
     ids=" ".join,
 )
@@ -185,6 +189,19 @@ def test_other_recipes(pairs: Path, tiny_model: Path, tmp_path: Path, settings: 
     assert report.steps == (recipe.optim.steps or (COUNT - 16) // 8)
     assert report.cosine > 0.99
     assert Encoder.load(str(report.adapter)).spec.attention == recipe.model.attention
+
+
+def test_whitening_is_fitted_on_what_was_trained_on(run: Run, pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_model, "model.max_tokens=200", "model.whitening=12")
+    report = trainer.train([pairs], tmp_path / "run", recipe)
+    assert report.cosine > 0.999
+    plain, whitened = (Encoder.load(str(each.adapter), dtype="float32") for each in (run.report, report))
+    trained_on = pq.read_table(pairs)
+    drawn = np.random.default_rng(0).permutation(COUNT)[:48]
+    texts = [trained_on[side][int(row)].as_py() for side in ("text", "text_pair") for row in drawn]
+    wanted = Whitening.fit(plain.encode(texts), 12)(torch.from_numpy(plain.encode(TEXTS)))
+    np.testing.assert_allclose(whitened.encode(TEXTS), torch.nn.functional.normalize(wanted), atol=1e-3)
+    assert (whitened.spec.dim, whitened.spec.whitened, plain.spec.whitened) == (12, True, False)
 
 
 def test_gradient_checkpointing_changes_memory_alone(run: Run, pairs: Path, tiny_model: Path, tmp_path: Path) -> None:

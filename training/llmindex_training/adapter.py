@@ -7,6 +7,7 @@ differently, and such an adapter would silently load nothing onto a bare decoder
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from llmindex.encode import adapter as adapters
 from llmindex.encode import models
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
+from llmindex.encode.whitening import Whitening
 from llmindex.errors import AdapterError, MissingPackage, ModelError, RecipeError
 from llmindex.store.files import make_folder, replacing
 from llmindex_training.recipe import Model, Recipe
@@ -132,7 +134,7 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
     return wrapped
 
 
-def save(weights: Path, encoder: Encoder, model: Model, folder: Path) -> float:
+def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Sequence[str] = ()) -> float:
     """Make the folder that ``--model`` takes, and prove that it gives the trained encoder back.
 
     Args:
@@ -140,6 +142,7 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path) -> float:
         encoder: the encoder with that very adapter attached.
         model: the recipe's encoder.
         folder: where it shall be; appears whole or not at all.
+        texts: what a whitening is fitted on, if the recipe has one.
 
     Returns:
         the lowest cosine between the embeddings of the attached and of the loaded, merged adapter.
@@ -154,6 +157,11 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path) -> float:
     for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
         with replacing(making / name) as temporary:
             shutil.copyfile(weights / name, temporary)
+    if model.whitening:
+        encoder.backbone.model.eval()
+        encoder.whitening = Whitening.fit(encoder.encode(texts), model.whitening)
+        encoder.whitening.save(making)
+        encoder.spec = replace(encoder.spec, dim=encoder.whitening.dim, whitened=True)
     made = adapters.read(making)
     spec = replace(encoder.spec, adapter=str(folder.resolve()), adapter_sha256=made.sha256, max_tokens=model.max_tokens)
     with replacing(making / adapters.SPEC_NAME) as temporary:

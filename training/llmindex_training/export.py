@@ -185,6 +185,8 @@ def _write(encoder: Encoder, folder: Path, to: Target) -> None:
         _save_tokenizer(templated(source, wrappings["document"]), folder)
         if not same:
             _save_tokenizer(templated(source, wrappings["query"]), folder / "query")
+        if encoder.whitening is not None:
+            encoder.whitening.save(folder)
     else:
         made = templated(source, wrappings["document"]) if same else conversational(source, encoder, wrappings)
         _save_tokenizer(made, folder)

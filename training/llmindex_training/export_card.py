@@ -22,13 +22,13 @@ print(model.similarity(queries, documents))
 
 _TRANSFORMERS: Final = """\
 ```python
-import torch
+{imported}import torch
 from transformers import AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained("{folder}").eval()
 document_tokenizer = AutoTokenizer.from_pretrained("{folder}")
 query_tokenizer = {query_tokenizer}
-
+{loaded}
 
 @torch.inference_mode()
 def embed(texts, tokenizer, gap, before, after):
@@ -49,6 +49,11 @@ def embed_queries(texts):
 ```
 """
 
+_LOADED = 'whitening = safetensors.torch.load_file("{folder}/whitening.safetensors")\n'
+_WHITENED = (
+    "    vectors = torch.nn.functional.normalize(vectors, dim=1)\n"
+    '    vectors = (vectors - whitening["mean"]) @ whitening["matrix"].T\n'
+)
 _LAST = "states[torch.arange(len(texts)), length[:, 0] - 1]"
 _MEAN = "(states * mask[..., None]).sum(dim=1) / length"
 _POOLING: Final[Mapping[Pooling, str]] = {
@@ -100,7 +105,8 @@ def _facts(spec: EncoderSpec) -> str:
         "Backbone": f"{_name(spec.backbone)}{adapted}",
         "Prompt of documents": f"`{json.dumps(spec.prompt, ensure_ascii=False)}`",
         "Prompt of queries": f"`{json.dumps(spec.query_prompt, ensure_ascii=False)}`",
-        "Pooling": f"{spec.pooling}, layer: {layer}, attention: {spec.attention}",
+        "Pooling": f"{spec.pooling}, layer: {layer}, attention: {spec.attention}"
+        + (", followed by a linear map (whitening)" if spec.whitened else ""),
         "Length": f"{spec.max_tokens:,} tokens of a text are kept; the prompt comes on top of them",
     }
     return "".join(f"- {name}: {value}\n" for name, value in lines.items())
@@ -137,10 +143,12 @@ def _transformers(spec: EncoderSpec, wrappings: Mapping[Role, Wrapping]) -> str:
         "query_tokenizer": "document_tokenizer"
         if same
         else 'AutoTokenizer.from_pretrained("{folder}", subfolder="query")',
+        "imported": "import safetensors.torch\n" if spec.whitened else "",
         "more": "" if last else ", output_hidden_states=True",
         "states": "last_hidden_state" if last else f"hidden_states[{spec.layer}]",
         "pooling": "".join(f"    {line}\n" for line in _POOLING[spec.pooling].splitlines()).rstrip(),
-        "cut": f"    vectors = vectors[:, : {spec.dim}]\n",
+        "loaded": _LOADED if spec.whitened else "",
+        "cut": (_WHITENED if spec.whitened else "") + f"    vectors = vectors[:, : {spec.dim}]\n",
         "document": _numbers(wrappings["document"]),
         "query": _numbers(wrappings["query"]),
     }

@@ -49,13 +49,13 @@ def write_modules(encoder: Encoder, wrappings: Mapping[Role, Wrapping], folder: 
     }
     modules: list[tuple[str, str]] = [("Transformer", ""), ("Pooling", "1_Pooling")]
     write_json(folder / "1_Pooling" / "config.json", pooling)
-    if spec.dim < width:
-        modules.append(("Dense", "2_Dense"))
-        _write_cut(folder / "2_Dense", width, spec.dim)
+    if encoder.whitening is not None:
+        _add_normalize(modules, folder)
+    if encoder.whitening is not None or spec.dim < width:
+        modules.append(("Dense", f"{len(modules)}_Dense"))
+        _write_dense(folder / modules[-1][1], encoder)
     if spec.normalize:
-        modules.append(("Normalize", f"{len(modules)}_Normalize"))
-        make_folder(folder / modules[-1][1])
-        write_json(folder / modules[-1][1] / "config.json", {})
+        _add_normalize(modules, folder)
     write_json(
         folder / "modules.json",
         [
@@ -93,17 +93,32 @@ def _input_config(layer: int, wrappings: Mapping[Role, Wrapping], *, same: bool)
     return config
 
 
-def _write_cut(folder: Path, width: int, dim: int) -> None:
-    """A linear map that keeps the first values: what ``truncate_dim`` does, but before the length is made one."""
+def _add_normalize(modules: list[tuple[str, str]], folder: Path) -> None:
+    modules.append(("Normalize", f"{len(modules)}_Normalize"))
+    write_json(folder / modules[-1][1] / "config.json", {})
+
+
+def _write_dense(folder: Path, encoder: Encoder) -> None:
+    """A linear map: the whitening, or one that keeps the first values; that cuts before the length is made one."""
     import torch
     from safetensors.torch import save_file
 
+    dim, width = encoder.spec.dim, encoder.backbone.hidden_size
+    tensors = {"linear.weight": torch.eye(dim, width)}
+    if (whitening := encoder.whitening) is not None:
+        matrix = whitening.matrix[:dim].cpu()
+        tensors = {"linear.weight": matrix.contiguous(), "linear.bias": -matrix @ whitening.mean.cpu()}
     make_folder(folder)
-    save_file({"linear.weight": torch.eye(dim, width)}, folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors")
     activation = "torch.nn.modules.linear.Identity"
     write_json(
         folder / "config.json",
-        {"in_features": width, "out_features": dim, "bias": False, "activation_function": activation},
+        {
+            "in_features": width,
+            "out_features": dim,
+            "bias": "linear.bias" in tensors,
+            "activation_function": activation,
+        },
     )
 
 

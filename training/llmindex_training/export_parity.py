@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmindex.encode.encoder import Encoder, Role
 from llmindex.encode.pooling import POOLERS
+from llmindex.encode.whitening import Whitening
 from llmindex.records import Vectors
 from llmindex_training.export_tokenizer import Wrapping
 
@@ -68,6 +69,7 @@ def with_transformers(folder: Path, encoder: Encoder) -> Embed:
     own = folder / "query"
     tokenizers = {"document": document, "query": AutoTokenizer.from_pretrained(str(own)) if own.is_dir() else document}
     wrappings = {role: Wrapping.of(encoder, role) for role in ROLES}
+    whitening = Whitening.load(folder, encoder.backbone.hidden_size).to(device) if spec.whitened else None
 
     def span(mask_BT: Tensor, wrapping: Wrapping) -> Tensor:
         positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
@@ -83,8 +85,9 @@ def with_transformers(folder: Path, encoder: Encoder) -> Embed:
         output = model(**batch, output_hidden_states=spec.layer != -1, use_cache=False)
         states_BTD = output.last_hidden_state if spec.layer == -1 else output.hidden_states[spec.layer]
         mask_BT = batch["attention_mask"]
-        pooled_BD = POOLERS[spec.pooling](states_BTD, mask_BT, span(mask_BT, wrapping))[:, : spec.dim]
-        return torch.nn.functional.normalize(pooled_BD, dim=1) if spec.normalize else pooled_BD
+        pooled_BD = POOLERS[spec.pooling](states_BTD, mask_BT, span(mask_BT, wrapping))
+        cut_BD = (whitening(pooled_BD) if whitening else pooled_BD)[:, : spec.dim]
+        return torch.nn.functional.normalize(cut_BD, dim=1) if spec.normalize else cut_BD
 
     def embed(texts: Sequence[str], role: Role) -> Vectors:
         starts = [0, *range(1, len(texts), _BATCH), len(texts)]

@@ -65,12 +65,12 @@ class Reader:
         self._inner = [layer for layer in wanted if layer != self._encoder.spec.layer]
 
     def spec(self, read: Read) -> EncoderSpec:
-        """The encoder that a reading is."""
+        """The encoder that a reading is; an adapter's whitening, which suits one reading alone, is left out."""
         pooling, layer = read
         width = pooled_width(pooling, self._encoder.backbone.hidden_size)
         if self._dim is not None and self._dim > width:
             raise UsageError(f"--dim {self._dim} is larger than the {width} values that pooling {pooling} gives")
-        return replace(self._encoder.spec, pooling=pooling, layer=layer, dim=self._dim or width)
+        return replace(self._encoder.spec, pooling=pooling, layer=layer, dim=self._dim or width, whitened=False)
 
     def vectors(self, texts: Sequence[str], encode: Encoding) -> dict[Read, Vectors]:
         """Vectors ``(n, dim) float32`` of each reading, from one forward over the texts."""

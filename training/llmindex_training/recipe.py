@@ -61,6 +61,8 @@ class Model:
         lora_alpha: the change of a weight is scaled by alpha / rank.
         lora_dropout: share of inputs to the adapter that is dropped in training.
         lora_targets: names of the linear layers that are adapted.
+        whitening: values of the finished encoder's vectors, after a linear map that is fitted when training is done;
+            0 for none (:mod:`llmindex.encode.whitening`).
         quantize: hold the backbone in 4 bits while training (QLoRA, arXiv 2305.14314); needs a CUDA GPU.
     """
 
@@ -75,6 +77,7 @@ class Model:
     lora_alpha: float = 16
     lora_dropout: float = 0.05
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    whitening: int = 0
     quantize: bool = False
 
 

@@ -180,6 +180,12 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         """Time that the gradients of all steps took, neither loading nor evaluation in it."""
         return self._step_seconds
 
+    def sample(self, most: int) -> list[str]:
+        """So many texts at most, of both sides of the pairs; always the same ones."""
+        rows = np.random.default_rng(0).permutation(len(self._pairs))[: most // 2]
+        drawn = self._pairs.table.take(pa.array(rows))
+        return [*drawn[pair_files.TEXT].to_pylist(), *drawn[pair_files.PAIR].to_pylist()]
+
     def run(self) -> None:
         """Train to the end, from the last checkpoint if there is one.
 
@@ -368,7 +374,7 @@ def _keep_best(trainer: ContrastiveTrainer, encoder: Encoder, recipe: Recipe, fo
 
     checkpoint = folder.checkpoints / f"checkpoint-{trainer.best_step}"
     set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device=str(encoder.placement.device)))
-    return adapter.save(checkpoint, encoder, recipe.model, folder.adapter)
+    return adapter.save(checkpoint, encoder, recipe.model, folder.adapter, trainer.sample(8 * recipe.model.whitening))
 
 
 def _device(recipe: Recipe) -> str:
