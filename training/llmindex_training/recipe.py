@@ -115,7 +115,7 @@ class Optim:
         evaluate_every: steps from one evaluation and checkpoint to the next; the best checkpoint is kept.
         dtype: what the backbone computes in; the adapter stays float32.
         device: where.
-        token_budget: padded tokens of a mini-batch; 0 as the device suggests.
+        token_budget: padded tokens of a mini-batch; 0 for half of what the device encodes at a time.
         gradient_caching: hold the activations of one mini-batch at a time, and embed each batch twice (Gao et al.,
             arXiv 2101.06983); without it those of the whole batch are held, some 2 MB a token for 135 million weights.
         gradient_checkpointing: compute activations twice instead of keeping them.

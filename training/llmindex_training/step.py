@@ -47,7 +47,9 @@ def backward(encoder: Encoder, recipe: Recipe, rows: pa.Table) -> StepResult:
         encoder.tokenize(texts, role="query" if recipe.data.query_prompt else "document"),
         encoder.tokenize(positives + negatives),
     )
-    parts = list(batching.plan(tokens.lengths, recipe.optim.token_budget or encoder.placement.token_budget))
+    # Activations are kept for the backward pass: half as many tokens as encoding takes at a time.
+    budget = recipe.optim.token_budget or encoder.placement.token_budget // 2
+    parts = list(batching.plan(tokens.lengths, budget))
     back = torch.from_numpy(np.argsort(np.concatenate(parts)))
     keys = [_gathered_keys(encoder, side) for side in (texts, positives, negatives)]
     sizes = [len(texts), len(positives), len(negatives)]
