@@ -101,6 +101,8 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
+    from llmindex_training import lora
+
     options = recipe.model
     if options.quantize:
         _quantize(encoder)
@@ -119,6 +121,7 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
         lora_dropout=options.lora_dropout,
         target_modules=list(options.lora_targets),
     )
+    lora.register(config)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
