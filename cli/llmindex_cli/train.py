@@ -110,15 +110,17 @@ def _print(report: "TrainReport") -> None:
     if report.scores:
         columns = [Column("step", "right"), Column("score", "right"), Column("")]
         rows = [
-            [f"{step:,}", f"{score:.4f}", "kept" if step == report.best_step else ""]
+            [f"{step:,}", f"{score:.4f}", "kept" if step in report.kept_steps else ""]
             for step, score in report.scores.items()
         ]
         print_table(columns, rows)
         say("")
+    steps = ", ".join(f"{step:,}" for step in report.kept_steps)
+    kept = f"the mean of steps {steps}" if len(report.kept_steps) > 1 else f"that of step {steps}"
     facts = {
         "adapter": plain(str(report.adapter)),
         "pairs": f"{report.pairs:,}",
-        "steps": f"{report.steps:,}, that of step {report.best_step:,} kept",
+        "steps": f"{report.steps:,}, {kept} kept",
     }
     if report.tokens:
         facts["trained on"] = f"{count(report.tokens, 'tokens')}, {report.tokens_per_s:,.0f} tokens/s"

@@ -81,7 +81,7 @@ def test_the_report(run: Run, pairs: Path) -> None:
     report = run.report
     assert (report.pairs, report.steps, report.complete_before) == (COUNT, 12, False)
     assert list(report.scores) == [0, 4, 8, 12]
-    assert report.best_step == max((4, 8, 12), key=lambda step: report.scores[step])
+    assert report.kept_steps == (max((4, 8, 12), key=lambda step: report.scores[step]),)
     assert report.adapter == report.run / "adapter"
     assert report.tokens > 12 * 8 * 2 * 10
     assert 0 < report.seconds * report.tokens_per_s
@@ -89,7 +89,7 @@ def test_the_report(run: Run, pairs: Path) -> None:
     assert json.loads(json.dumps(report.to_json()))["adapter"] == str(report.adapter)
     again = trainer.train([pairs], report.run, run.recipe)
     assert again.complete_before
-    assert (again.scores, again.best_step, again.steps) == (report.scores, report.best_step, report.steps)
+    assert (again.scores, again.kept_steps, again.steps) == (report.scores, report.kept_steps, report.steps)
     assert again.tokens == 0
 
 
@@ -121,7 +121,7 @@ def test_the_adapter_gives_the_trained_encoder_back(run: Run) -> None:
     loaded = Encoder.load(str(run.report.adapter), dtype="float32", device="cpu")
     attached = training_adapter.load_base(run.recipe, "cpu")
     wrapped = training_adapter.attach(attached, run.recipe)
-    checkpoint = run.report.run / "checkpoints" / f"checkpoint-{run.report.best_step}"
+    checkpoint = run.report.run / "checkpoints" / f"checkpoint-{run.report.kept_steps[0]}"
     set_peft_model_state_dict(wrapped, load_peft_weights(str(checkpoint), device="cpu"))
     attached.backbone.model.eval()
     np.testing.assert_allclose(loaded.encode(TEXTS), attached.encode(TEXTS), atol=1e-5)
@@ -141,7 +141,7 @@ def test_the_best_checkpoint_is_kept(
 ) -> None:
     score: CheckpointScore = Scripted([float(value) for value in values])
     report = trainer.train([pairs], tmp_path / "run", tiny_recipe(tiny_model), score=score)
-    assert report.best_step == best
+    assert report.kept_steps == (best,)
     assert list(report.scores.values()) == values
     kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     assert kept == sorted({f"checkpoint-{best}", "checkpoint-12"} if best != 12 else {"checkpoint-8", "checkpoint-12"})
@@ -152,8 +152,24 @@ def test_the_best_checkpoint_is_kept(
 def test_without_a_score_the_last_checkpoint_is_kept(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny_model, "data.held_out=0", "optim.steps=6")
     report = trainer.train([pairs], tmp_path / "run", recipe)
-    assert (report.scores, report.best_step) == ({}, 6)
-    assert trainer.train([pairs], tmp_path / "run", recipe).best_step == 6
+    assert (report.scores, report.kept_steps) == ({}, (6,))
+    assert trainer.train([pairs], tmp_path / "run", recipe).kept_steps == (6,)
+
+
+def test_the_last_checkpoints_are_averaged(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    recipe = tiny_recipe(tiny_model, "optim.average=3", "optim.steps=14")
+    report = trainer.train([pairs], tmp_path / "run", recipe)
+    assert report.kept_steps == (8, 12, 14)
+    assert trainer.train([pairs], tmp_path / "run", recipe).kept_steps == (8, 12, 14)
+    name = "adapter_model.safetensors"
+    parts = [load_file(tmp_path / f"run/checkpoints/checkpoint-{step}/{name}") for step in (8, 12, 14)]
+    made = load_file(report.adapter / name)
+    assert made.keys() == parts[0].keys()
+    for key, weight in made.items():
+        np.testing.assert_allclose(weight, np.mean([part[key] for part in parts], axis=0), atol=1e-6)
+    assert report.cosine > 0.9999
 
 
 def test_scored_by_clustering(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -215,7 +231,7 @@ def test_an_adapter_is_trained_further(run: Run, pairs: Path, tmp_path: Path) ->
     recipe = tiny_recipe(run.report.adapter, "optim.steps=4", "model.lora_rank=2", "model.max_tokens=200")
     report = trainer.train([pairs], tmp_path / "run", recipe)
     # It begins where the other run ended, of another size than the recipe's, and ends elsewhere.
-    assert report.scores[0] == pytest.approx(run.report.scores[run.report.best_step])
+    assert report.scores[0] == pytest.approx(run.report.scores[run.report.kept_steps[0]])
     before, after = (load_file(each / "adapter_model.safetensors") for each in (run.report.adapter, report.adapter))
     assert {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
     assert any(not np.array_equal(before[name], after[name]) for name in before)
@@ -301,4 +317,4 @@ def test_an_adapter_that_is_not_what_was_trained_is_refused(
             train()
     assert not (tmp_path / "run" / "adapter").exists()
     report = train()
-    assert (report.tokens, report.best_step) == (0, 2)
+    assert (report.tokens, report.kept_steps) == (0, (2,))

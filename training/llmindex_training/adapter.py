@@ -176,6 +176,27 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Seq
     return cosine
 
 
+def average(checkpoints: Sequence[Path], folder: Path) -> Path:
+    """Write the mean of several checkpoints' weights, in the form peft saves them; returns the folder.
+
+    The factors of the adapter are averaged, not their products: that is the mean of the adapters as far as these lie
+    close together, as those of one run do.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    from safetensors.torch import load_file, save_file
+
+    parts = [load_file(checkpoint / adapters.WEIGHTS_NAME) for checkpoint in checkpoints]
+    mean = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
+    make_folder(folder)
+    with replacing(folder / adapters.WEIGHTS_NAME) as temporary:
+        save_file(mean, temporary)
+    with replacing(folder / adapters.CONFIG_NAME) as temporary:
+        shutil.copyfile(checkpoints[0] / adapters.CONFIG_NAME, temporary)
+    return folder
+
+
 def _find(model: Model) -> models.Found:
     return models.find(model.base, model.revision or None)
 

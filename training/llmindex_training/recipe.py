@@ -113,6 +113,8 @@ class Optim:
         weight_decay: of AdamW.
         max_grad_norm: longer gradients are cut to this length.
         evaluate_every: steps from one evaluation and checkpoint to the next; the best checkpoint is kept.
+        average: keep the mean of the weights of so many checkpoints, the last ones, instead (Izmailov et al., arXiv
+            1803.05407); 0 for the best.
         dtype: what the backbone computes in; the adapter stays float32.
         device: where.
         token_budget: padded tokens of a mini-batch; 0 for half of what the device encodes at a time.
@@ -129,6 +131,7 @@ class Optim:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     evaluate_every: int = 25
+    average: int = 0
     dtype: str = "auto"
     device: str = "auto"
     token_budget: int = 0
@@ -290,6 +293,7 @@ def _check_ranges(name: str, recipe: Recipe) -> None:
         "optim.weight_decay must not be negative": optim.weight_decay >= 0,
         "optim.max_grad_norm must be above 0": optim.max_grad_norm > 0,
         "optim.evaluate_every must be at least 1": optim.evaluate_every >= 1,
+        "optim.average must not be negative": optim.average >= 0,
         "optim.token_budget must not be negative": optim.token_budget >= 0,
     }
     for rule, holds in rules.items():

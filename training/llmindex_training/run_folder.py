@@ -4,7 +4,8 @@
 
     RUN/recipe.toml        as run, every key
     RUN/run.json           identity of the pairs, and by what checkpoints are compared
-    RUN/checkpoints/       transformers' own; the newest whole one and the best one
+    RUN/checkpoints/       transformers' own; the newest whole one, the best one, and those to be averaged
+    RUN/averaged/          the mean of several, where the recipe wants one
     RUN/log.jsonl          one object an evaluation or a log entry
     RUN/tensorboard/       the same for TensorBoard, where that is installed
     RUN/adapter/           appears last: the finished encoder
@@ -24,7 +25,7 @@ from llmindex_training import recipe as recipes
 from llmindex_training.recipe import Recipe
 
 RECIPE, STATE, LOG = "recipe.toml", "run.json", "log.jsonl"
-CHECKPOINTS, ADAPTER, TENSORBOARD = "checkpoints", "adapter", "tensorboard"
+CHECKPOINTS, ADAPTER, TENSORBOARD, AVERAGED = "checkpoints", "adapter", "tensorboard", "averaged"
 
 # What a run that was killed while it started, or while it was cleared away, leaves behind.
 _HALF_STARTED = {STATE, LOCK_NAME}
@@ -99,6 +100,11 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
     @property
+    def averaged(self) -> Path:
+        """The mean of several checkpoints."""
+        return self.path / AVERAGED
+
+    @property
     def tensorboard(self) -> Path:
         """Where TensorBoard finds the log."""
         return self.path / TENSORBOARD
@@ -162,7 +168,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove the run: what would make half of it look whole goes in one stroke, and first."""
-        for name in (ADAPTER, CHECKPOINTS, TENSORBOARD):
+        for name in (ADAPTER, CHECKPOINTS, TENSORBOARD, AVERAGED):
             shutil.rmtree(self.path / _CLEARED, ignore_errors=True)
             if (self.path / name).is_dir():
                 (self.path / name).rename(self.path / _CLEARED)

@@ -19,16 +19,17 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llmindex.encode.encoder import Encoder
 from llmindex.errors import Interrupted, MissingPackage, ModelError, StorageError
-from llmindex.progress import Progress, ProgressCallback
+from llmindex.progress import ProgressCallback
 from llmindex_training import adapter, distributed
 from llmindex_training import pairs as pair_files
 from llmindex_training import step as training_step
 from llmindex_training.pairs import Deal, Pairs
 from llmindex_training.recipe import Recipe
+from llmindex_training.reporting import Reporter, to_tensorboard
 from llmindex_training.run_folder import RunFolder, step_of
 from llmindex_training.scoring import CheckpointScore, HeldOutPairs
 
@@ -44,7 +45,7 @@ class TrainReport:
         adapter: what ``--model`` takes.
         pairs: how many were given.
         steps: how many were taken, by all its processes together.
-        best_step: the step whose adapter was kept.
+        kept_steps: the step whose adapter was kept, or those whose mean was.
         scores: score by step.
         tokens: model tokens this call trained on, all processes together.
         tokens_per_s: of the training steps alone.
@@ -57,7 +58,7 @@ class TrainReport:
     adapter: Path
     pairs: int
     steps: int
-    best_step: int
+    kept_steps: tuple[int, ...]
     scores: dict[int, float]
     tokens: int = 0
     tokens_per_s: float = 0.0
@@ -107,7 +108,7 @@ def train(
     folder = RunFolder(Path(run))
     try:
         if distributed.from_first(lambda: folder.take(recipe, pairs.sha256, identity, overwrite=overwrite)):
-            return _finished(folder, len(pairs))
+            return _finished(folder, recipe, len(pairs))
         encoder = adapter.load_base(recipe, _device(recipe))
         wrapped = adapter.attach(encoder, recipe)
         trainer = ContrastiveTrainer(encoder, wrapped, recipe, folder, pairs, deal, score, on_progress)
@@ -121,7 +122,7 @@ def train(
             adapter=folder.adapter,
             pairs=len(pairs),
             steps=len(deal.steps),
-            best_step=trainer.best_step,
+            kept_steps=trainer.kept_steps,
             scores={int(entry["step"]): entry["score"] for entry in log if "score" in entry},
             tokens=tokens,
             tokens_per_s=tokens / trainer.step_seconds if tokens else 0.0,
@@ -136,7 +137,7 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer with our data, step and evaluation.
 
     Attributes:
-        best_step: the step of the best checkpoint so far, or the last one where nothing is scored.
+        kept_steps: of the checkpoints that the finished adapter is made of.
     """
 
     def __init__(
@@ -161,14 +162,17 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         if distributed.rank() == 0:
             if importlib.util.find_spec("tensorboard") is not None:
-                self.add_callback(_to_tensorboard(folder))
+                self.add_callback(to_tensorboard(folder))
             if on_progress is not None:
-                self.add_callback(_Reporter(on_progress, self))
+                self.add_callback(Reporter(on_progress, lambda: self.tokens))
 
     @property
-    def best_step(self) -> int:
-        """The step of the best checkpoint so far, or the last one where nothing is scored."""
-        return int(self.state.best_global_step if self._score is not None else self.state.global_step)
+    def kept_steps(self) -> tuple[int, ...]:
+        """The step of the best checkpoint, or the last one where nothing is scored; or those to be averaged."""
+        last = int(self.state.global_step)
+        if self._recipe.optim.average:
+            return _averaged(last, self._recipe)
+        return (int(self.state.best_global_step) if self._score is not None else last,)
 
     @property
     def tokens(self) -> int:
@@ -281,49 +285,6 @@ class _Items(Dataset[dict[str, NDArray[np.int64]]]):
         return {"rows": self._parts[number]}
 
 
-def _to_tensorboard(folder: RunFolder) -> TrainerCallback:
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
-
-    return TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))
-
-
-class _Reporter(TrainerCallback):  # type: ignore[misc]
-    """Tells how far the training is, with the newest loss and score."""
-
-    def __init__(self, on_progress: ProgressCallback, trainer: ContrastiveTrainer) -> None:
-        self._on_progress = on_progress
-        self._trainer = trainer
-        self._first = 0
-        self._details: dict[str, str] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        self._first = state.global_step
-        self._report(state)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ANN401
-        named = {"loss": "loss {:.3f}", "learning_rate": "lr {:.1e}", "eval_score": "score {:.4f}"}
-        self._details |= {key: named[key].format(value) for key, value in (logs or {}).items() if key in named}
-        self._report(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        self._report(state)
-
-    def _report(self, state: Any) -> None:  # noqa: ANN401
-        done = state.global_step
-        self._on_progress(
-            Progress(
-                "train",
-                done,
-                state.max_steps,
-                "steps",
-                tokens=self._trainer.tokens,
-                fresh=done - self._first,
-                detail=", ".join(self._details.values()),
-            )
-        )
-
-
 def _arguments(recipe: Recipe, folder: RunFolder, steps: int, encoder: Encoder, *, scored: bool) -> TrainingArguments:
     optim = recipe.optim
     on_cpu = encoder.placement.device.type == "cpu"
@@ -345,7 +306,7 @@ def _arguments(recipe: Recipe, folder: RunFolder, steps: int, encoder: Encoder, 
         eval_on_start=scored,
         save_strategy="steps",
         save_steps=optim.evaluate_every,
-        save_total_limit=2,
+        save_total_limit=max(2, optim.average + 1),
         load_best_model_at_end=False,
         metric_for_best_model="score" if scored else None,
         greater_is_better=True if scored else None,
@@ -369,12 +330,20 @@ def _only(items: Sequence[dict[str, NDArray[np.int64]]]) -> dict[str, NDArray[np
 
 
 def _keep_best(trainer: ContrastiveTrainer, encoder: Encoder, recipe: Recipe, folder: RunFolder) -> float:
-    """Make the run's adapter from its best checkpoint; returns the proof's cosine."""
+    """Make the run's adapter from its best checkpoint, or the mean of the last; returns the proof's cosine."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    checkpoint = folder.checkpoints / f"checkpoint-{trainer.best_step}"
-    set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device=str(encoder.placement.device)))
-    return adapter.save(checkpoint, encoder, recipe.model, folder.adapter, trainer.sample(8 * recipe.model.whitening))
+    weights, *others = [folder.checkpoints / f"checkpoint-{step}" for step in trainer.kept_steps]
+    if others:
+        weights = adapter.average([weights, *others], folder.averaged)
+    set_peft_model_state_dict(trainer.model, load_peft_weights(str(weights), device=str(encoder.placement.device)))
+    return adapter.save(weights, encoder, recipe.model, folder.adapter, trainer.sample(8 * recipe.model.whitening))
+
+
+def _averaged(last: int, recipe: Recipe) -> tuple[int, ...]:
+    """Steps of the last checkpoints, which come every so many steps and at the end."""
+    every, most = recipe.optim.evaluate_every, recipe.optim.average
+    return tuple(sorted({last, *range(every, last, every)})[-most:])
 
 
 def _device(recipe: Recipe) -> str:
@@ -385,9 +354,10 @@ def _device(recipe: Recipe) -> str:
     return recipe.optim.device
 
 
-def _finished(folder: RunFolder, pairs: int) -> TrainReport:
+def _finished(folder: RunFolder, recipe: Recipe, pairs: int) -> TrainReport:
     log = folder.read_log()
     scores = {int(entry["step"]): entry["score"] for entry in log if "score" in entry}
     taken = max((int(entry["step"]) for entry in log), default=0)
     best = max((step for step in scores if step), key=lambda step: scores[step], default=taken)
-    return TrainReport(folder.path, folder.adapter, pairs, taken, best, scores, complete_before=True)
+    kept = _averaged(taken, recipe) if recipe.optim.average else (best,)
+    return TrainReport(folder.path, folder.adapter, pairs, taken, kept, scores, complete_before=True)

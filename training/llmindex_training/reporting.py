@@ -1,0 +1,56 @@
+"""How far a training run is, told to whoever watches."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+
+from llmindex.progress import Progress, ProgressCallback
+from llmindex_training.run_folder import RunFolder
+
+
+def to_tensorboard(folder: RunFolder) -> TrainerCallback:
+    """What writes the run's log for TensorBoard, which must be installed."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc]
+    """Tells how far the training is, with the newest loss and score."""
+
+    def __init__(self, on_progress: ProgressCallback, tokens: Callable[[], int]) -> None:
+        self._on_progress = on_progress
+        self._tokens = tokens
+        self._first = 0
+        self._details: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Tell where the run begins, or goes on."""
+        self._first = state.global_step
+        self._report(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ANN401
+        """Tell the newest loss or score."""
+        named = {"loss": "loss {:.3f}", "learning_rate": "lr {:.1e}", "eval_score": "score {:.4f}"}
+        self._details |= {key: named[key].format(value) for key, value in (logs or {}).items() if key in named}
+        self._report(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Tell how many steps are done."""
+        self._report(state)
+
+    def _report(self, state: Any) -> None:  # noqa: ANN401
+        done = state.global_step
+        self._on_progress(
+            Progress(
+                "train",
+                done,
+                state.max_steps,
+                "steps",
+                tokens=self._tokens(),
+                fresh=done - self._first,
+                detail=", ".join(self._details.values()),
+            )
+        )
