@@ -66,7 +66,7 @@ def test_a_run_for_programs(llmindex: Llmindex, here: Path) -> None:
     ended = llmindex("-q", *arguments, "--set", "optim.steps=4", "--set", "model.pooling=mean")
     assert (ended.code, ended.err) == (0, "")
     report = json.loads(ended.out)
-    assert (report["pairs"], report["steps"], report["best_step"], report["complete_before"]) == (80, 4, 4, False)
+    assert (report["pairs"], report["steps"], report["kept_steps"], report["complete_before"]) == (80, 4, [4], False)
     assert report["adapter"] == str(run / "adapter")
     assert list(report["scores"]) == ["0", "4"]
     assert report["tokens_per_s"] > 0
@@ -86,7 +86,7 @@ def test_scored_by_files(llmindex: Llmindex, here: Path) -> None:
         32, "--dtype", "float32",
     )  # fmt: skip
     v_measure = next(score for score in map(json.loads, measured.out.splitlines()) if score["metric"] == "v_measure")
-    assert np.isclose(report["scores"][str(report["best_step"])], v_measure["score"], atol=0.02)
+    assert np.isclose(report["scores"][str(report["kept_steps"][0])], v_measure["score"], atol=0.02)
     ended = llmindex("-q", *arguments)
     assert ended.code == 1
     assert "run was scored by the V-measure of topics (" in ended.err
