@@ -127,3 +127,26 @@ def test_the_default_model_rewords() -> None:
     wanted = [Request(row, text, name) for row in range(2) for name in ("detail", "simpler")]
     verdicts = generator.reword(wanted, 0)
     assert any(verdict.reason is None and "decision" in verdict.text for verdict in verdicts), verdicts
+
+
+@pytest.mark.parametrize("spread", [0.3, 2.0, 8.0])
+def test_drawn_from_what_transformers_draws_from(spread: float) -> None:
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    torch.manual_seed(0)
+    scores = expected = spread * torch.randn(6, 700)
+    for warper in (TemperatureLogitsWarper(0.6), TopKLogitsWarper(50), TopPLogitsWarper(0.9)):
+        expected = warper(torch.zeros(6, 1, dtype=torch.long), expected)
+    shares, ids = instruct.likeliest(scores)
+    whole = torch.zeros_like(scores).scatter_(1, ids, shares)
+    torch.testing.assert_close(whole, torch.softmax(expected, dim=-1), rtol=1e-4, atol=1e-7)
+
+
+def test_a_draw_leaves_one_token_and_follows_the_shares() -> None:
+    scores = torch.tensor([3.0, 2.7, -9.0, 0.0]).log_softmax(0).repeat(20_000, 1)
+    torch.manual_seed(0)
+    left = instruct._draw(torch.zeros(20_000, 1, dtype=torch.long), scores)
+    assert torch.equal(torch.isfinite(left).sum(1), torch.ones(20_000, dtype=torch.long))
+    shares, ids = instruct.likeliest(scores[:1])
+    drawn = torch.bincount(left.argmax(1), minlength=4) / 20_000
+    torch.testing.assert_close(drawn[ids[0]], shares[0], rtol=0, atol=0.015)

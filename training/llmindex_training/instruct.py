@@ -25,7 +25,7 @@ from llmindex_training.instructions import INSTRUCTIONS
 
 TEMPERATURE = 0.6
 TOP_P = 0.9
-# transformers' own default, which the published code left as it was; it also spares sorting the whole vocabulary.
+# transformers' own default, which the published code left as it was.
 TOP_K = 50
 MAX_SOURCE_TOKENS = 256
 """Tokens of a text that the model is shown."""
@@ -174,7 +174,7 @@ class Generator:
     @torch.inference_mode()
     def _sample(self, prompts: Sequence[_Prompt], seed: int) -> Tensor:
         """New token ids ``(B, T)``; behind a row's end anything."""
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, LogitsProcessorList
 
         device = self.placement.device
         longest = max(len(prompt.ids) for prompt in prompts)
@@ -184,10 +184,7 @@ class Generator:
         mask = [[0] * missing + [1] * (longest - missing) for missing in padding]
         wanted = 2 * max(prompt.source_tokens for prompt in prompts)
         config = GenerationConfig(
-            do_sample=True,
-            temperature=TEMPERATURE,
-            top_p=TOP_P,
-            top_k=TOP_K,
+            do_sample=False,
             max_new_tokens=min(max(wanted, SHORTEST_LIMIT), LONGEST_LIMIT),
             eos_token_id=sorted(self._ends),
             pad_token_id=pad,
@@ -198,8 +195,29 @@ class Generator:
                 torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=config,
+                logits_processor=LogitsProcessorList([_draw]),
             )
         return out_BT[:, longest:]
+
+
+def likeliest(scores_BV: Tensor) -> tuple[Tensor, Tensor]:
+    """What is sampled from: probabilities ``(B, TOP_K)``, nought outside of TOP_P, and the ids that they belong to.
+
+    The numbers are those of transformers' own sampling, which goes on to sort and add up a whole vocabulary of which
+    only TOP_K entries are left; that took a third of the time of generating.
+    """
+    top_BK, ids_BK = scores_BV.float().topk(min(TOP_K, scores_BV.shape[-1]))
+    shares_BK = torch.softmax(top_BK / TEMPERATURE, dim=-1)
+    before_BK = shares_BK.cumsum(dim=-1) - shares_BK
+    kept_BK = shares_BK.masked_fill(before_BK >= TOP_P, 0)
+    return kept_BK / kept_BK.sum(dim=-1, keepdim=True), ids_BK
+
+
+def _draw(input_ids: Tensor, scores_BV: Tensor) -> Tensor:
+    """Draw each row's token; scores that leave a greedy search no other."""
+    shares_BK, ids_BK = likeliest(scores_BV)
+    drawn_B1 = ids_BK.gather(1, torch.multinomial(shares_BK, 1))
+    return torch.full_like(scores_BV, float("-inf")).scatter_(1, drawn_B1, 0)
 
 
 def _judged(request: Request, answer: _Answer) -> Verdict:
