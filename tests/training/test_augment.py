@@ -242,3 +242,25 @@ def test_samples_are_few_and_short(tmp_path: Path) -> None:
     report = make_pairs(table, tmp_path / "p.parquet", PairsOptions(methods=("noise",)))
     assert len(report.samples) == 2 * len(report.accepted)
     assert all(len(sample.text) <= augment._SAMPLE_CHARACTERS for sample in report.samples)
+
+
+def test_the_corpus_is_never_written_over(corpus: Path) -> None:
+    before = corpus.read_bytes()
+    with pytest.raises(UsageError, match="is the corpus itself; write to another file"):
+        make_pairs(corpus, corpus, overwrite=True)
+    assert corpus.read_bytes() == before
+    for sources in (corpus.parent, [corpus.parent]):
+        with pytest.raises(UsageError, match="lies in the folder of the corpus"):
+            make_pairs(sources, corpus.parent / "sub" / "pairs.parquet")
+
+
+def test_pairs_that_nothing_replaces_come_back(corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pairs.parquet"
+    make_pairs(corpus, output)
+    before = output.read_bytes()
+    short = tmp_path / "short.parquet"
+    pq.write_table(pa.table({"id": ["1", "2"], "text": ["a", "b"]}), short)
+    with pytest.raises(CorpusError, match="gave a pair"):
+        make_pairs(short, output, overwrite=True)
+    assert output.read_bytes() == before
+    assert not output.with_name("pairs.parquet.parts").exists()

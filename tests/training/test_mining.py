@@ -154,6 +154,20 @@ def test_no_pairs_at_all(index: Path, tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "mined.parquet").column_names == ["text", "text_pair", "negative"]
 
 
+def test_only_what_was_mined_is_replaced(index: Path, tmp_path: Path) -> None:
+    pairs, output = write_pairs(tmp_path / "pairs.parquet"), tmp_path / "mined.parquet"
+    mine([pairs], index, output)
+    mine([pairs], index, output)
+    other = write_pairs(tmp_path / "other.parquet")
+    kept = {path: path.read_bytes() for path in (other, *index.rglob("*.parquet"))}
+    with pytest.raises(UsageError, match=r"other\.parquet is there and was not mined; write to another file"):
+        mine([pairs], index, other)
+    for path in (*index.rglob("*.parquet"), index / "new.parquet"):
+        with pytest.raises(UsageError, match="lies in the index"):
+            mine([pairs], index, path)
+    assert {path: path.read_bytes() for path in (other, *index.rglob("*.parquet"))} == kept
+
+
 def test_files_that_cannot_be_read(index: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no such file"):
         mine([tmp_path / "none.parquet"], index, tmp_path / "mined.parquet")
@@ -171,7 +185,8 @@ def test_files_that_cannot_be_read(index: Path, tmp_path: Path) -> None:
 def test_a_failure_half_way_leaves_the_old_file(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mining, "_WINDOW", 5)
     pairs, out = write_pairs(tmp_path / "pairs.parquet"), tmp_path / "mined.parquet"
-    out.write_bytes(b"old")
+    mine([pairs], index, out, k=2)
+    old = out.read_bytes()
 
     def stop(record: Progress) -> None:
         if record.done > 5:
@@ -179,7 +194,7 @@ def test_a_failure_half_way_leaves_the_old_file(index: Path, tmp_path: Path, mon
 
     with pytest.raises(KeyboardInterrupt):
         mine([pairs], index, out, on_progress=stop)
-    assert out.read_bytes() == b"old"
+    assert out.read_bytes() == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mined.parquet", "pairs.parquet"]
 
 

@@ -108,6 +108,8 @@ def test_a_value_of_another_type(setting: str, why: str) -> None:
         "optim.max_grad_norm=0",
         "optim.evaluate_every=0",
         "optim.token_budget=-1",
+        "optim.average=-1",
+        "model.whitening=-1",
     ],
 )
 def test_a_value_out_of_range_is_named(setting: str) -> None:

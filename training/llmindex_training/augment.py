@@ -33,6 +33,7 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "text_pair", "sourc
 
 _PART_SCHEMA = SCHEMA.append(pa.field("reason", pa.string()))
 _MANIFEST = "manifest.json"
+_FORMER = "former.parquet"
 _REPORT_KEY = b"llmindex.pairs"
 _WINDOW_ROWS = 4096
 _SAMPLES = 2
@@ -147,6 +148,8 @@ def make_pairs(
     started = time.perf_counter()
     output = Path(output)
     check_name(output)
+    if not isinstance(sources, pa.Table):
+        _check_apart(output, [sources] if isinstance(sources, str | Path) else sources)
     with Corpus.open(sources, corpus, on_progress) as opened:
         plan = Plan.of(options, opened.schema)
         record = plan.record() | {"corpus": opened.record}
@@ -156,15 +159,28 @@ def make_pairs(
             if overwrite:
                 _clear(folder)
             part_rows = _agreed(folder, output, record, plan)
-            output.unlink(missing_ok=True)
+            if output.exists():
+                output.replace(folder / _FORMER)
             run = _Run(opened, plan, options.limit, folder, on_progress)
             run.go(part_rows)
             return _assemble(output, record, run, started)
 
 
+def _check_apart(output: Path, sources: Sequence[str | Path]) -> None:
+    """Refuse to write over the corpus, or into its folder, where the next run would read the pairs as documents."""
+    for source in map(Path, sources):
+        if source.is_dir() and output.absolute().resolve().is_relative_to(source.resolve()):
+            raise UsageError(f"{output} lies in the folder of the corpus, {source}; write to another folder with -o")
+        if source.is_file() and output.exists() and source.samefile(output):
+            raise UsageError(f"{output} is the corpus itself; write to another file with -o")
+
+
 @contextmanager
 def _working_folder(output: Path) -> Iterator[Path]:
-    """The folder of the parts, for this process alone; it stays only while it holds parts of an unfinished run."""
+    """The folder of the parts, for this process alone; it stays only while it holds parts of an unfinished run.
+
+    A file that is to be overwritten waits in it, and comes back where nothing takes its place.
+    """
     folder = output.with_name(f"{output.name}.parts")
     make_folder(folder)
     with lock(folder):
@@ -172,6 +188,8 @@ def _working_folder(output: Path) -> Iterator[Path]:
             yield folder
         finally:
             if output.exists() or not any(folder.glob("part-*.parquet")):
+                if not output.exists() and (folder / _FORMER).exists():
+                    (folder / _FORMER).replace(output)
                 shutil.rmtree(folder)
 
 
@@ -343,7 +361,7 @@ def _no_pairs(documents: int, tally: _Tally) -> CorpusError:
 
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.name != LOCK_NAME:
+        if path.name not in (LOCK_NAME, _FORMER):
             path.unlink()
 
 

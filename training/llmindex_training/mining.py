@@ -92,7 +92,8 @@ def mine(
         on_progress: called with the stage "mine", in pairs.
 
     Raises:
-        UsageError: an option has an impossible value, or the output is one of the inputs.
+        UsageError: an option has an impossible value, or the output is one of the inputs, lies in the index, or is
+            there and was not mined.
         CorpusError: a file is missing, is not Parquet, lacks a column, or has a row with an empty side.
         LlmindexError: the index or its model is not there or not usable; see :func:`llmindex.open`.
     """
@@ -102,6 +103,7 @@ def mine(
     path = Path(output)
     if any(source.exists() and path.exists() and source.samefile(path) for source in sources):
         raise UsageError(f"{path} is one of the pairs files; write to another file")
+    _check_replaceable(path, Path(index))
     schema, total = _common_schema(sources)
     store = VectorStore.open(index)
     found = VectorIndex.load(store)
@@ -114,6 +116,7 @@ def mine(
             writer.write_table(miner.add_negatives(table))
             if on_progress is not None:
                 on_progress(Progress("mine", miner.pairs, total, "pairs"))
+        writer.add_key_value_metadata({_MINED_KEY: b"1"})
     return MiningReport(
         file=path,
         pairs=miner.pairs,
@@ -128,6 +131,21 @@ def mine(
 
 
 _NEGATIVE = pa.field(NEGATIVE, pa.string())
+_MINED_KEY = b"llmindex.mined"
+
+
+def _check_replaceable(path: Path, index: Path) -> None:
+    """Refuse to write over anything but what was mined before."""
+    if path.absolute().resolve().is_relative_to(index.resolve()):
+        raise UsageError(f"{path} lies in the index {index}; write to another folder with -o")
+    if not path.is_file():
+        return
+    try:
+        mined = _MINED_KEY in (pq.read_metadata(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        mined = False
+    if not mined:
+        raise UsageError(f"{path} is there and was not mined; write to another file with -o")
 
 
 @dataclass(slots=True)
