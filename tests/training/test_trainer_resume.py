@@ -140,6 +140,24 @@ print(killed)
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
 
 
+def test_another_model_of_the_same_name_is_refused(runs: Runs, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(runs.model, base)
+    recipe = tiny_recipe(base, "optim.steps=4")
+    trainer.train([runs.pairs], run, recipe)
+    # What someone has put beside the checkpoints is none of them.
+    shutil.copytree(run / "checkpoints/checkpoint-4", run / "checkpoints/checkpoint-4 (copy)")
+    shutil.rmtree(run / "adapter")
+    assert trainer.train([runs.pairs], run, recipe).kept_steps == (4,)
+    shutil.rmtree(run / "adapter")
+    weights = base / "model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(RecipeError, match="was started from another model of the same name; train into another folder"):
+        trainer.train([runs.pairs], run, recipe)
+
+
 @pytest.mark.parametrize("left", ["no end", "half an end", "an empty folder"])
 def test_a_checkpoint_that_was_cut_off_is_ignored(runs: Runs, tmp_path: Path, left: str) -> None:
     run = tmp_path / "run"
@@ -293,7 +311,7 @@ def test_a_start_that_was_killed_is_no_strange_folder(runs: Runs, tmp_path: Path
         (run / left).write_text("{}", encoding="utf-8")
     with pytest.raises(Stopped):
         runs.stop_at(run, 0)
-    assert json.loads((run / "run.json").read_text(encoding="utf-8")).keys() == {"pairs_sha256", "score"}
+    assert json.loads((run / "run.json").read_text(encoding="utf-8")).keys() == {"base_sha256", "pairs_sha256", "score"}
 
 
 def test_one_process_at_a_time(runs: Runs, tmp_path: Path) -> None:

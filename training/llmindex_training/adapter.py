@@ -59,6 +59,16 @@ def settled(recipe: Recipe) -> Recipe:
     return replace(recipe, model=model)
 
 
+def base_sha256(model: Model) -> str:
+    """Identity of what a recipe starts from: the backbone, and the adapter if its base is one.
+
+    Raises:
+        ModelError: it cannot be found.
+    """
+    found = _find(model)
+    return f"{found.local.sha256}+{found.adapter.sha256}" if found.adapter else found.local.sha256
+
+
 def load_base(recipe: Recipe, device: str) -> Encoder:
     """The encoder that a recipe starts from, without any adapter; texts are cut to the recipe's training length.
 

@@ -3,7 +3,7 @@
 ::
 
     RUN/recipe.toml        as run, every key
-    RUN/run.json           identity of the pairs, and by what checkpoints are compared
+    RUN/run.json           identity of the base and of the pairs, and by what checkpoints are compared
     RUN/checkpoints/       transformers' own; the newest whole one, the best one, and those to be averaged
     RUN/averaged/          the mean of several, where the recipe wants one
     RUN/log.jsonl          one object an evaluation or a log entry
@@ -15,6 +15,7 @@ A run goes on only with the recipe, the pairs and the score that it was started 
 
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -46,13 +47,14 @@ class RunFolder:
         self.path = path
         self._lock: BinaryIO | None = None
 
-    def take(self, recipe: Recipe, pairs_sha256: str, score: str, *, overwrite: bool) -> bool:
-        """Take the folder for this process: a new one, or one that was left with the same recipe, pairs and score.
+    def take(self, recipe: Recipe, base_sha256: str, pairs_sha256: str, score: str, *, overwrite: bool) -> bool:
+        """Take the folder for this process: a new one, or one left with the same recipe, base, pairs and score.
 
         A run that was left before its first checkpoint has nothing to go on from, and starts afresh with what is given.
 
         Args:
             recipe: how to train.
+            base_sha256: identity of the model that training starts from.
             pairs_sha256: identity of the pairs.
             score: identity of what checkpoints are compared by.
             overwrite: clear away a run that is there.
@@ -62,22 +64,23 @@ class RunFolder:
 
         Raises:
             UsageError: there is a folder of something else.
-            RecipeError: it was started with another recipe, other pairs or another score.
+            RecipeError: it was started with another recipe or base, other pairs or another score.
             IndexLocked: another process trains there.
             StorageError: the disk refused.
         """
         if self.path.exists() and not _is_run(self.path):
             raise UsageError(f"{self.path} exists and is no training run; name another folder with -o")
         make_folder(self.path)
+        state = {"base_sha256": base_sha256, "pairs_sha256": pairs_sha256, "score": score}
         self._lock = lock(self.path)
         try:
             if overwrite:
                 self._clear()
             complete = self.adapter.is_dir()
             if complete or self.last_checkpoint() is not None:
-                self._check_same(recipe, pairs_sha256, score)
+                self._check_same(recipe, state)
             else:
-                self._start(recipe, pairs_sha256, score)
+                self._start(recipe, state)
         except BaseException:
             self.close()
             raise
@@ -111,14 +114,20 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written whole."""
-        whole = [folder for folder in self.checkpoints.glob("checkpoint-*") if _is_whole(folder)]
+        whole = [folder for folder in self._all_checkpoints() if _is_whole(folder)]
         return max(whole, key=step_of, default=None)
 
     def drop_cut_off(self) -> None:
         """Remove the checkpoints that were not written whole; they would only take room."""
-        for folder in self.checkpoints.glob("checkpoint-*"):
+        for folder in self._all_checkpoints():
             if not _is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _all_checkpoints(self) -> list[Path]:
+        """Transformers' folders; not what someone may have copied beside them."""
+        return [
+            folder for folder in self.checkpoints.glob("checkpoint-*") if folder.name[len("checkpoint-") :].isdigit()
+        ]
 
     def append_log(self, entry: dict[str, float]) -> None:
         """Add a line to the log.
@@ -148,23 +157,24 @@ class RunFolder:
         with replacing(self.path / LOG) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
-    def _start(self, recipe: Recipe, pairs_sha256: str, score: str) -> None:
+    def _start(self, recipe: Recipe, state: Mapping[str, str]) -> None:
         shutil.rmtree(self.path / _CLEARED, ignore_errors=True)
-        state = {"pairs_sha256": pairs_sha256, "score": score}
         with replacing(self.path / STATE) as temporary:
             temporary.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         with replacing(self.path / RECIPE) as temporary:
             temporary.write_text(recipe.to_toml(), encoding="utf-8")
 
-    def _check_same(self, recipe: Recipe, pairs_sha256: str, score: str) -> None:
+    def _check_same(self, recipe: Recipe, state: Mapping[str, str]) -> None:
         remedy = "train into another folder with -o, or start afresh with --overwrite"
         if changed := recipes.changes(recipes.load(str(self.path / RECIPE)), recipe):
             raise RecipeError(f"{self.path} was started with another recipe ({'; '.join(changed)}); {remedy}")
         started = json.loads((self.path / STATE).read_text(encoding="utf-8"))
-        if started["pairs_sha256"] != pairs_sha256:
+        if started.get("base_sha256", state["base_sha256"]) != state["base_sha256"]:
+            raise RecipeError(f"{self.path} was started from another model of the same name; {remedy}")
+        if started["pairs_sha256"] != state["pairs_sha256"]:
             raise RecipeError(f"{self.path} was started with other pairs; {remedy}")
-        if started["score"] != score:
-            raise RecipeError(f"{self.path} was scored by {started['score']}, now by {score}; {remedy}")
+        if started["score"] != state["score"]:
+            raise RecipeError(f"{self.path} was scored by {started['score']}, now by {state['score']}; {remedy}")
 
     def _clear(self) -> None:
         """Remove the run: what would make half of it look whole goes in one stroke, and first."""

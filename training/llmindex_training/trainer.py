@@ -104,10 +104,11 @@ def train(
     if score is None and len(deal.held_out):
         score = HeldOutPairs(pairs.table.take(pa.array(deal.held_out)), recipe.data.query_prompt)
     identity = score.identity if score is not None else "nothing"
+    base = adapter.base_sha256(recipe.model)
     distributed.start(recipe.optim.device)
     folder = RunFolder(Path(run))
     try:
-        if distributed.from_first(lambda: folder.take(recipe, pairs.sha256, identity, overwrite=overwrite)):
+        if distributed.from_first(lambda: folder.take(recipe, base, pairs.sha256, identity, overwrite=overwrite)):
             return _finished(folder, recipe, len(pairs))
         encoder = adapter.load_base(recipe, _device(recipe))
         wrapped = adapter.attach(encoder, recipe)
