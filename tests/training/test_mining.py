@@ -130,7 +130,7 @@ def test_files_with_other_columns_go_together(index: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"text": ["a"]}, 'has no column "text_pair" (it has text)'),
+        ({"text": ["a"]}, 'has no column "text_pair"'),
         ({"text": ["a"], "text_pair": [1]}, 'column "text_pair" holds int64, not text'),
         ({"text": ["a", "b"], "text_pair": ["c", " "]}, 'pairs.parquet, row 1: "text_pair" is empty'),
         ({"text": ["a", None], "text_pair": ["c", "d"]}, 'pairs.parquet, row 1: "text" is empty'),
@@ -168,11 +168,27 @@ def test_only_what_was_mined_is_replaced(index: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in (other, *index.rglob("*.parquet"))} == kept
 
 
+def test_columns_in_other_layouts(index: Path, tmp_path: Path) -> None:
+    """Files may lay out their strings each in its own way; what comes out is plain text."""
+    plain = pq.read_table(write_pairs(tmp_path / "pairs.parquet")).slice(0, 6)
+    views = pa.table({name: plain[name].cast(pa.string_view()) for name in plain.column_names})
+    words = views.set_column(0, "text", plain["text"].dictionary_encode())
+    for name, table in {"plain": plain, "views": views, "words": words}.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    files = [tmp_path / f"{name}.parquet" for name in ("plain", "views", "words")]
+    mine(files, index, tmp_path / "mined.parquet")
+    mined = pq.read_table(tmp_path / "mined.parquet")
+    assert {str(mined.schema.field(name).type) for name in ("text", "text_pair", "source")} == {"string"}
+    assert mined.num_rows == 18
+    thirds = [mined.slice(start, 6) for start in (0, 6, 12)]
+    assert thirds[0] == thirds[1] == thirds[2]
+
+
 def test_files_that_cannot_be_read(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="no such file"):
+    with pytest.raises(CorpusError, match="there is no file"):
         mine([tmp_path / "none.parquet"], index, tmp_path / "mined.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"no")
-    with pytest.raises(CorpusError, match="not a readable Parquet file"):
+    with pytest.raises(CorpusError, match="cannot be read as Parquet"):
         mine([tmp_path / "bad.parquet"], index, tmp_path / "mined.parquet")
     pairs = write_pairs(tmp_path / "pairs.parquet")
     with pytest.raises(UsageError, match="is one of the pairs files"):

@@ -73,16 +73,17 @@ def test_identity_is_that_of_the_rows(tmp_path: Path) -> None:
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
-    assert refused(tmp_path / "none.parquet") == f"{tmp_path}/none.parquet: no such file"
-    assert refused(tmp_path) == f"{tmp_path}: no such file"
+    assert refused(tmp_path / "none.parquet") == f"there is no file {tmp_path}/none.parquet"
+    assert refused(tmp_path) == f"{tmp_path} is a folder; name a Parquet file"
     (tmp_path / "text.parquet").write_text("hello", encoding="utf-8")
-    assert refused(tmp_path / "text.parquet").startswith(f"{tmp_path}/text.parquet is not a readable Parquet file")
+    assert refused(tmp_path / "text.parquet").startswith(f"{tmp_path}/text.parquet cannot be read as Parquet")
 
 
 def test_missing_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "p.parquet", text=["a"], other=["b"])
     assert refused(path) == (
-        f'{path} has no column "text_pair" (it has text, other); pairs need the columns text and text_pair'
+        f'{path} has no column "text_pair"; did you mean "text"? (columns: text, other); '
+        "pairs need the columns text and text_pair"
     )
     assert 'has no column "text"' in refused(write(path, id=[1]))
 
@@ -103,7 +104,7 @@ def test_an_empty_side_is_named_by_file_and_row(
 def test_a_column_that_is_no_text(tmp_path: Path, column: str) -> None:
     columns = {"text": ["a"], "text_pair": ["b"], "source": ["c"], "negative": ["d"], column: [1.5]}
     path = write(tmp_path / "p.parquet", **columns)
-    assert refused(path) == f'{path}: column "{column}" holds double, not text'
+    assert refused(path) == f'{path}: the column "{column}" holds double, not text'
 
 
 # The deal

@@ -8,16 +8,15 @@ A set that has been read is whole: no null, two classes or more, every judgement
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llmindex.errors import CorpusError, UsageError
 from llmindex.metrics import Codes
+from llmindex_training import text_columns
 
 TEXT, LABEL = "text", "label"
 PAIR_COLUMNS = ("sentence1", "sentence2", "score")
@@ -96,7 +95,14 @@ EvaluationSet = LabelledTexts | RetrievalSet | SentencePairs
 
 
 def set_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each set: the file's stem or the folder's name; the whole path where two would be the same."""
+    """A name for each set: the file's stem or the folder's name; the whole path where two would be the same.
+
+    Raises:
+        UsageError: a path is there twice.
+    """
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise UsageError(f"{path} is named twice; name each set once")
     stems = [path.resolve().stem if path.suffix == ".parquet" else path.resolve().name for path in paths]
     return [str(path) if stems.count(stem) > 1 else stem for path, stem in zip(paths, stems, strict=True)]
 
@@ -207,7 +213,7 @@ def read_any(path: Path, *, name: str | None = None, sample: int | None = None, 
     """
     if path.is_dir():
         return read_retrieval(path, name=name, sample=sample, seed=seed)
-    with _open(path) as file:
+    with text_columns.open_file(path) as file:
         columns = file.schema_arrow.names
     if PAIR_COLUMNS[0] in columns:
         return read_sts(path, name=name, sample=sample, seed=seed)
@@ -228,7 +234,8 @@ def _judgements(
     grades: dict[str, dict[str, float]] = {}
     scores = _numbers(table, "score", path).tolist()
     for query, document, score in zip(query_ids, document_ids, scores, strict=True):
-        grades.setdefault(query, {})[document] = score
+        if grades.setdefault(query, {}).setdefault(document, score) != score:
+            raise CorpusError(f'{path} grades the document "{document}" for the query "{query}" twice, differently')
     return grades
 
 
@@ -262,32 +269,15 @@ def _sampled(count: int, sample: int | None, seed: int) -> list[int]:
     return rows
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    if not path.is_file():
-        raise CorpusError(f"{path} is a folder; name a Parquet file" if path.is_dir() else f"there is no file {path}")
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-
-
 def _read(path: Path) -> pa.Table:
-    try:
-        with _open(path) as file:
-            table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    table = text_columns.read(path)
     if not len(table):
         raise CorpusError(f"{path} holds no rows")
     return table
 
 
 def _column(table: pa.Table, name: str, path: Path, hint: str = "") -> pa.ChunkedArray:
-    if name not in table.column_names:
-        near = get_close_matches(name, table.column_names, n=1, cutoff=0.5)
-        meant = f'; did you mean "{near[0]}"?' if near else ""
-        columns = ", ".join(table.column_names[:20])
-        raise CorpusError(f'{path} has no column "{name}"{meant} (columns: {columns}){hint}')
+    text_columns.check_names(path, table.column_names, [name], hint)
     column = table[name]
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
@@ -299,11 +289,10 @@ def _strings(table: pa.Table, name: str, path: Path, hint: str = "") -> list[str
     """A column of strings, or of whole numbers as their digits."""
     column = _column(table, name, path, hint)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (textual or (name != TEXT and pa.types.is_integer(kind))):
-        wanted = "text" if name == TEXT else "text or whole numbers"
-        raise CorpusError(f'{path}: the column "{name}" holds {column.type}; expected {wanted}')
-    return list(map(str, column.to_pylist()))
+    if name != TEXT and pa.types.is_integer(kind):
+        return list(map(str, column.to_pylist()))
+    values: list[str] = text_columns.strings(path, name, column).to_pylist()
+    return values
 
 
 def _numbers(table: pa.Table, name: str, path: Path) -> NDArray[np.float64]:

@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from llmindex.corpus.column_types import is_text
 from llmindex.encode.encoder import Encoder
 from llmindex.errors import CorpusError, UsageError
 from llmindex.index.faiss_index import VectorIndex
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.files import replacing
 from llmindex.store.reader import VectorStore
+from llmindex_training import pairs as pair_files
+from llmindex_training import text_columns
 from llmindex_training.pairs import NEGATIVE, PAIR, TEXT
 
 DEFAULT_K = 30
@@ -181,7 +183,7 @@ class _Miner:
 
     def add_negatives(self, table: pa.Table) -> pa.Table:
         """The pairs with their negatives, in the order of the pairs, nearest negatives first."""
-        texts, positives = (_strings(table[name]).to_pylist() for name in (TEXT, PAIR))
+        texts, positives = (table[name].to_pylist() for name in (TEXT, PAIR))
         queries = self.encoder.encode(texts, role="query")
         positive_scores = (queries * self.encoder.encode(positives, role="document")).sum(axis=1)
         found = self.index.search(queries, self.k)
@@ -241,20 +243,15 @@ def _common_schema(files: Sequence[Path]) -> tuple[pa.Schema, int]:
     schemas: list[pa.Schema] = []
     rows = 0
     for file in files:
-        opened = _open(file)
+        opened = text_columns.open_file(file)
         schema = opened.schema_arrow.remove_metadata()
-        for name in (TEXT, PAIR):
-            if name not in schema.names:
-                raise CorpusError(
-                    f'{file} has no column "{name}" (it has {", ".join(schema.names)}); pairs need the columns {TEXT} '
-                    f"and {PAIR}"
-                )
-            if not _is_text(schema.field(name).type):
-                raise CorpusError(f'{file}: column "{name}" holds {schema.field(name).type}, not text')
+        text_columns.check_names(file, schema.names, [TEXT, PAIR, *schema.names], pair_files.HINT)
         if NEGATIVE in schema.names:
             raise CorpusError(f'{file} has a column "{NEGATIVE}" already; mine from pairs without it')
         _check_rows(file, opened)
-        schemas.append(schema)
+        # Files may lay their strings out differently; take() cannot do all layouts.
+        plain = [part.with_type(pa.string()) if is_text(part.type) else part for part in schema]
+        schemas.append(pa.schema(plain))
         rows += opened.metadata.num_rows
     try:
         return pa.unify_schemas(schemas), rows
@@ -266,15 +263,13 @@ def _check_rows(file: Path, opened: pq.ParquetFile) -> None:
     row = 0
     for batch in _read(file, opened, [TEXT, PAIR]):
         for name in (TEXT, PAIR):
-            empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(_strings(batch[name])), ""), True)
-            if (place := pc.index(empty, True).as_py()) >= 0:
-                raise CorpusError(f'{file}, row {row + place}: "{name}" is empty; remove such rows first')
+            pair_files.check_filled(file, name, text_columns.strings(file, name, batch[name], row), row)
         row += batch.num_rows
 
 
 def _windows(files: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     for file in files:
-        opened = _open(file)
+        opened = text_columns.open_file(file)
         for batch in _read(file, opened, None):
             columns = [
                 batch[part.name].cast(part.type) if part.name in batch.column_names else pa.nulls(len(batch), part.type)
@@ -283,27 +278,9 @@ def _windows(files: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
             yield pa.table(columns, schema=schema)
 
 
-def _open(file: Path) -> pq.ParquetFile:
-    if not file.is_file():
-        raise CorpusError(f"{file}: no such file")
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{file} is not a readable Parquet file: {error}") from error
-
-
 def _read(file: Path, opened: pq.ParquetFile, columns: list[str] | None) -> Iterator[pa.Table]:
     try:
         for batch in opened.iter_batches(batch_size=_WINDOW, columns=columns):
             yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{file} is damaged: {error}") from error
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.string())

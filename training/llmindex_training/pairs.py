@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llmindex.errors import CorpusError
+from llmindex_training import text_columns
 from llmindex_training.recipe import Data
 
 TEXT, PAIR, SOURCE, NEGATIVE = "text", "text_pair", "source", "negative"
+HINT = f"; pairs need the columns {TEXT} and {PAIR}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,39 +131,28 @@ def _capped(order: NDArray[np.int64], sources: NDArray[np.int64], most: int) -> 
 
 
 def _read(file: Path) -> pa.Table:
-    if not file.is_file():
-        raise CorpusError(f"{file}: no such file")
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{file} is not a readable Parquet file: {error}") from error
-    missing = [name for name in (TEXT, PAIR) if name not in table.column_names]
-    if missing:
-        raise CorpusError(
-            f'{file} has no column "{missing[0]}" (it has {", ".join(table.column_names)}); pairs need the columns '
-            f"{TEXT} and {PAIR}"
-        )
-    columns = {name: _strings(file, table, name) for name in (TEXT, PAIR)}
-    for name, column in columns.items():
-        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-        if (row := pc.index(empty, True).as_py()) >= 0:
-            raise CorpusError(f'{file}, row {row}: "{name}" is empty; remove such rows first')
+    table = text_columns.read(file)
+    present = [name for name in (SOURCE, NEGATIVE) if name in table.column_names]
+    text_columns.check_names(file, table.column_names, [TEXT, PAIR, *present], HINT)
+    columns = {name: text_columns.strings(file, name, table[name]) for name in (TEXT, PAIR, *present)}
+    for name in (TEXT, PAIR):
+        check_filled(file, name, columns[name])
     columns[SOURCE] = (
-        pc.fill_null(_strings(file, table, SOURCE), "")
-        if SOURCE in table.column_names
+        pc.fill_null(columns[SOURCE], "")
+        if SOURCE in present
         else pa.chunked_array([pa.array([file.stem] * table.num_rows, pa.string())])
     )
-    columns[NEGATIVE] = (
-        _strings(file, table, NEGATIVE)
-        if NEGATIVE in table.column_names
-        else pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
-    )
-    return pa.table(columns)
+    if NEGATIVE not in present:
+        columns[NEGATIVE] = pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
+    return pa.table({name: columns[name] for name in (TEXT, PAIR, SOURCE, NEGATIVE)})
 
 
-def _strings(file: Path, table: pa.Table, name: str) -> pa.ChunkedArray:
-    column = table[name]
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise CorpusError(f'{file}: column "{name}" holds {column.type}, not text')
-    return column.cast(pa.string())
+def check_filled(file: Path, name: str, column: pa.ChunkedArray, row: int = 0) -> None:
+    """Refuse a side of a pair that is null or blank; the column's first row has the given number.
+
+    Raises:
+        CorpusError: naming the row.
+    """
+    empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
+    if (place := pc.index(empty, True).as_py()) >= 0:
+        raise CorpusError(f'{file}, row {row + place:,}: "{name}" is empty; remove such rows first')
