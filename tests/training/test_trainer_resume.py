@@ -247,7 +247,7 @@ def test_a_full_disk_while_the_adapter_is_made(runs: Runs, tmp_path: Path, monke
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", no_space)
-        with pytest.raises(StorageError, match=r"adapter_config.json: No space left on device$"):
+        with pytest.raises(StorageError, match=r"adapter_model.safetensors: No space left on device$"):
             runs.train(run)
     assert not (run / "adapter").exists()
     assert runs.train(run).tokens == 0

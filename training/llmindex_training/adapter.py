@@ -20,7 +20,7 @@ from llmindex.encode import models
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.encode.whitening import Whitening
-from llmindex.errors import AdapterError, MissingPackage, ModelError, RecipeError
+from llmindex.errors import AdapterError, MissingPackage, ModelError, RecipeError, UsageError
 from llmindex.store.files import make_folder, replacing
 from llmindex_training.recipe import Model, Recipe
 
@@ -74,22 +74,31 @@ def load_base(recipe: Recipe, device: str) -> Encoder:
 
     Raises:
         ModelError: the backbone cannot be found or loaded.
+        RecipeError: it is not up to the recipe's lengths, or there is no such device.
     """
     model = recipe.model
     found = _find(model)
-    return Encoder.from_options(
-        EncoderOptions(
-            model=found.backbone,
-            revision=found.revision,
-            prompt=model.prompt,
-            query_prompt=model.query_prompt or None,
-            pooling=model.pooling,
-            attention=model.attention,
-            max_tokens=recipe.data.max_tokens,
-            dtype=recipe.optim.dtype,
-            device=device,
-        )
+    options = EncoderOptions(
+        model=found.backbone,
+        revision=found.revision,
+        prompt=model.prompt,
+        query_prompt=model.query_prompt or None,
+        pooling=model.pooling,
+        attention=model.attention,
+        max_tokens=recipe.data.max_tokens,
+        dtype=recipe.optim.dtype,
+        device=device,
     )
+    try:
+        encoder = Encoder.from_options(options)
+    except UsageError as error:
+        told = str(error).replace("--max-tokens", "data.max_tokens").replace("--device", "optim.device =")
+        raise RecipeError(told) from error
+    if too_long := [dim for dim in recipe.loss.matryoshka if dim > encoder.spec.dim]:
+        raise RecipeError(
+            f"loss.matryoshka has {too_long[0]}, more than the {encoder.spec.dim} dimensions of the vectors"
+        )
+    return encoder
 
 
 def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftModel
@@ -167,9 +176,12 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Seq
     making = folder.with_name(f".{folder.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     make_folder(making)
-    for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
-        with replacing(making / name) as temporary:
-            shutil.copyfile(weights / name, temporary)
+    with replacing(making / adapters.WEIGHTS_NAME) as temporary:
+        shutil.copyfile(weights / adapters.WEIGHTS_NAME, temporary)
+    config = json.loads((weights / adapters.CONFIG_NAME).read_text(encoding="utf-8"))
+    config["target_modules"].sort()  # peft keeps a set, in another order each time
+    with replacing(making / adapters.CONFIG_NAME) as temporary:
+        temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if model.whitening:
         encoder.backbone.model.eval()
         encoder.whitening = Whitening.fit(encoder.encode(texts), model.whitening)
@@ -184,6 +196,21 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Seq
         shutil.rmtree(folder)
     making.rename(folder)
     return cosine
+
+
+def check(folder: Path) -> None:
+    """Refuse a finished adapter that is not as :func:`save` left it.
+
+    Raises:
+        AdapterError: a file is gone, damaged, or not the one that its encoder.json was written for.
+    """
+    try:
+        saved, now = adapters.read_spec(folder / adapters.SPEC_NAME).adapter_sha256, adapters.read(folder).sha256
+        fault = "" if saved == now else f"{folder}: its weights have changed since it was saved"
+    except AdapterError as error:
+        fault = str(error)
+    if fault:
+        raise AdapterError(f"{fault}; remove {folder} and run the same command again, which makes it anew")
 
 
 def average(checkpoints: Sequence[Path], folder: Path) -> Path:

@@ -78,7 +78,7 @@ def deal(pairs: Pairs, data: Data, batch_size: int, steps: int) -> Deal:
         CorpusError: there are too few pairs for a single batch beside those held out.
     """
     if not len(pairs):
-        raise _too_few(pairs, batch_size, 0)
+        raise _too_few(0, data, batch_size)
     rng = np.random.default_rng(data.seed)
     sources = pc.rank(pairs.table[SOURCE].combine_chunks(), tiebreaker="dense").to_numpy()
     order = rng.permutation(len(pairs))
@@ -90,7 +90,7 @@ def deal(pairs: Pairs, data: Data, batch_size: int, steps: int) -> Deal:
     while not made or made < steps:
         batches = _batches(order, sources, batch_size, data, rng)
         if not len(batches):
-            raise _too_few(pairs, batch_size, len(held_out))
+            raise _too_few(len(held_out) + len(order), data, batch_size)
         passes.append(batches)
         made += len(batches)
         order = rng.permutation(order)
@@ -104,10 +104,11 @@ def text_keys(texts: Sequence[str]) -> NDArray[np.int64]:
     return np.frombuffer(b"".join(digests), np.int64)
 
 
-def _too_few(pairs: Pairs, batch_size: int, held_out: int) -> CorpusError:
+def _too_few(left: int, data: Data, batch_size: int) -> CorpusError:
+    capped = ", data.max_per_source" if data.max_per_source else ""
     return CorpusError(
-        f"{len(pairs):,} pairs are too few for batches of {batch_size} beside {held_out} held out; "
-        "give more, or lower optim.batch_size or data.held_out"
+        f"{left:,} pairs are too few for batches of {batch_size} beside {data.held_out} held out; "
+        f"give more, or change optim.batch_size{capped} or data.held_out"
     )
 
 

@@ -283,7 +283,7 @@ def _check_ranges(name: str, recipe: Recipe) -> None:
         "model.lora_dropout must be at least 0 and below 1": 0 <= model.lora_dropout < 1,
         "model.lora_targets must not be empty": bool(model.lora_targets),
         "model.whitening must not be negative": model.whitening >= 0,
-        "loss.temperature must be above 0": 0 < loss.temperature < float("inf"),
+        "loss.temperature must be at least 0.001": 0.001 <= loss.temperature < float("inf"),
         "loss.margin must be at least 0 and below 2": 0 <= loss.margin < 2,
         "loss.false_negative_margin must be a number": not math.isnan(loss.false_negative_margin),
         "loss.matryoshka must be lengths of at least 1": all(dim >= 1 for dim in loss.matryoshka),

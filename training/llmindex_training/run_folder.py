@@ -16,11 +16,14 @@ A run goes on only with the recipe, the pairs and the score that it was started 
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+from zipfile import is_zipfile
 
-from llmindex.errors import RecipeError, UsageError
+from safetensors import SafetensorError, safe_open
+
+from llmindex.encode.adapter import CONFIG_NAME, WEIGHTS_NAME
+from llmindex.errors import CorruptStore, RecipeError, UsageError
 from llmindex.store.files import LOCK_NAME, is_temporary, lock, make_folder, replacing, storage_error
 from llmindex_training import recipe as recipes
 from llmindex_training.recipe import Recipe
@@ -33,6 +36,8 @@ _HALF_STARTED = {STATE, LOCK_NAME}
 _CLEARED = ".cleared"
 # Written last by transformers: a checkpoint without it, or with a part of it, was cut off.
 _CHECKPOINT_END = "trainer_state.json"
+
+_AFRESH = "start afresh with --overwrite"
 
 
 class RunFolder:
@@ -65,6 +70,7 @@ class RunFolder:
         Raises:
             UsageError: there is a folder of something else.
             RecipeError: it was started with another recipe or base, other pairs or another score.
+            CorruptStore: what says so is damaged.
             IndexLocked: another process trains there.
             StorageError: the disk refused.
         """
@@ -112,6 +118,17 @@ class RunFolder:
         """Where TensorBoard finds the log."""
         return self.path / TENSORBOARD
 
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint of a step.
+
+        Raises:
+            CorruptStore: it is gone or damaged.
+        """
+        folder = self.checkpoints / f"checkpoint-{step}"
+        if not _is_whole(folder):
+            raise CorruptStore(f"{folder}, which the adapter is made of, is gone or damaged; {_AFRESH}")
+        return folder
+
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written whole."""
         whole = [folder for folder in self._all_checkpoints() if _is_whole(folder)]
@@ -142,13 +159,22 @@ class RunFolder:
             raise storage_error(self.path / LOG, error) from error
 
     def read_log(self) -> list[dict[str, float]]:
-        """All entries of the log, but for a last one that was cut off."""
+        """All entries of the log, each with its step, but for a last one that was cut off.
+
+        Raises:
+            CorruptStore: another line is damaged.
+        """
         if not (self.path / LOG).is_file():
             return []
         entries: list[dict[str, float]] = []
-        with suppress(json.JSONDecodeError):
-            for line in (self.path / LOG).read_text(encoding="utf-8").splitlines():
-                entries.append(json.loads(line))
+        lines = (self.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line)
+                entries.append({"step": int(entry["step"])} | entry)
+            except (ValueError, TypeError, KeyError) as error:
+                if line.endswith("\n"):
+                    raise CorruptStore(f"{self.path / LOG}, line {number} is damaged; remove that line") from error
         return entries
 
     def cut_log(self, step: int) -> None:
@@ -165,16 +191,24 @@ class RunFolder:
             temporary.write_text(recipe.to_toml(), encoding="utf-8")
 
     def _check_same(self, recipe: Recipe, state: Mapping[str, str]) -> None:
-        remedy = "train into another folder with -o, or start afresh with --overwrite"
+        remedy = f"train into another folder with -o, or {_AFRESH}"
         if changed := recipes.changes(recipes.load(str(self.path / RECIPE)), recipe):
             raise RecipeError(f"{self.path} was started with another recipe ({'; '.join(changed)}); {remedy}")
-        started = json.loads((self.path / STATE).read_text(encoding="utf-8"))
-        if started.get("base_sha256", state["base_sha256"]) != state["base_sha256"]:
+        started = self._read_state()
+        if started["base_sha256"] != state["base_sha256"]:
             raise RecipeError(f"{self.path} was started from another model of the same name; {remedy}")
         if started["pairs_sha256"] != state["pairs_sha256"]:
             raise RecipeError(f"{self.path} was started with other pairs; {remedy}")
         if started["score"] != state["score"]:
             raise RecipeError(f"{self.path} was scored by {started['score']}, now by {state['score']}; {remedy}")
+
+    def _read_state(self) -> dict[str, str]:
+        file = self.path / STATE
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+            return {key: str(state[key]) for key in ("base_sha256", "pairs_sha256", "score")}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CorruptStore(f"{file} is damaged; {_AFRESH}") from error
 
     def _clear(self) -> None:
         """Remove the run: what would make half of it look whole goes in one stroke, and first."""
@@ -197,11 +231,15 @@ def _is_run(path: Path) -> bool:
 
 
 def _is_whole(checkpoint: Path) -> bool:
+    """Whether transformers wrote all of a checkpoint, and nothing of it was lost since."""
+    states = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
     try:
-        json.loads((checkpoint / _CHECKPOINT_END).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        for name in (_CHECKPOINT_END, CONFIG_NAME):
+            json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        with safe_open(checkpoint / WEIGHTS_NAME, framework="numpy") as weights:
+            return len(states) > 2 and any(weights.keys()) and all(map(is_zipfile, states))
+    except (OSError, ValueError, SafetensorError):
         return False
-    return True
 
 
 def step_of(checkpoint: Path) -> int:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llmindex.encode.encoder import Encoder
-from llmindex.errors import Interrupted, MissingPackage, ModelError, StorageError
+from llmindex.errors import CorruptStore, Interrupted, MissingPackage, ModelError, StorageError
 from llmindex.progress import ProgressCallback
 from llmindex_training import adapter, distributed
 from llmindex_training import pairs as pair_files
@@ -334,10 +334,16 @@ def _keep_best(trainer: ContrastiveTrainer, encoder: Encoder, recipe: Recipe, fo
     """Make the run's adapter from its best checkpoint, or the mean of the last; returns the proof's cosine."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    weights, *others = [folder.checkpoints / f"checkpoint-{step}" for step in trainer.kept_steps]
+    weights, *others = [folder.checkpoint(step) for step in trainer.kept_steps]
     if others:
         weights = adapter.average([weights, *others], folder.averaged)
-    set_peft_model_state_dict(trainer.model, load_peft_weights(str(weights), device=str(encoder.placement.device)))
+    tensors = load_peft_weights(str(weights), device=str(encoder.placement.device))
+    if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
+        raise ModelError(
+            "training has changed nothing: either no pair has a negative in its batch, since all texts are alike, or "
+            "every step belongs to the warm-up; look at the pairs, or raise optim.steps"
+        )
+    set_peft_model_state_dict(trainer.model, tensors)
     return adapter.save(weights, encoder, recipe.model, folder.adapter, trainer.sample(8 * recipe.model.whitening))
 
 
@@ -356,7 +362,10 @@ def _device(recipe: Recipe) -> str:
 
 
 def _finished(folder: RunFolder, recipe: Recipe, pairs: int) -> TrainReport:
+    adapter.check(folder.adapter)
     log = folder.read_log()
+    if not log:
+        raise CorruptStore(f"{folder.path} has lost its log; {folder.adapter} is whole, and --overwrite starts afresh")
     scores = {int(entry["step"]): entry["score"] for entry in log if "score" in entry}
     taken = max((int(entry["step"]) for entry in log), default=0)
     best = max((step for step in scores if step), key=lambda step: scores[step], default=taken)
