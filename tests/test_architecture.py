@@ -36,7 +36,7 @@ TRAINING_LAYERS = (
     "evaluation_data evaluate evaluate_clustering evaluate_retrieval evaluate_sts readings sweep mteb_model",
     "adapter scoring trainer mining",
     "attention attention_plot",
-    "export_tokenizer export_card export_modules export_parity export",
+    "exported_pooling export_tokenizer export_modules export_card export_parity export",
 )
 TRAINING_ORDER = [f"training/{name}" for names in TRAINING_LAYERS for name in names.split()]
 ORDER = [f"{folder}/{name}".lstrip("/") for folder, names in LAYERS for name in names.split()]

@@ -30,6 +30,9 @@ def naive(pooling: str, states: Array, start: int, end: int) -> Array:
             for position, state in enumerate(states, start=1):
                 total += position * state
             return total / sum(range(1, len(states) + 1))
+        case "suffix_mean":
+            part = states[end:] if end > start and end < len(states) else states[-1:]
+            return naive("weighted_mean", part, 0, 0)
         case "max":
             return np.array([max(column) for column in states.T])
         case "last_mean":

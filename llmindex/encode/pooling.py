@@ -50,6 +50,18 @@ def weighted_mean(hidden_BTD: Tensor, mask_BT: Tensor, span_BT: Tensor) -> Tenso
     return _weighted(hidden_BTD, mask_BT * mask_BT.cumsum(dim=1).float())
 
 
+def suffix_mean(hidden_BTD: Tensor, mask_BT: Tensor, span_BT: Tensor) -> Tensor:
+    """Mean with weights 1, 2, 3, ... over the prompt's tokens after the text, each of which has read all of it.
+
+    With a prompt that ends with its text, or for an empty text, the last token.
+    """
+    last_B = last_position(mask_BT)
+    after_B = torch.where(span_BT.sum(dim=1) > 0, last_position(span_BT) + 1, last_B)
+    positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    counted_BT = (positions_T - torch.minimum(after_B, last_B).unsqueeze(1) + 1).clamp(min=0)
+    return _weighted(hidden_BTD, (counted_BT * mask_BT).float())
+
+
 def max_(hidden_BTD: Tensor, mask_BT: Tensor, span_BT: Tensor) -> Tensor:
     """Largest value of each dimension over all tokens."""
     return hidden_BTD.float().masked_fill(mask_BT.unsqueeze(-1) == 0, float("-inf")).amax(dim=1)
@@ -77,6 +89,7 @@ POOLERS: dict[Pooling, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "mean": mean,
     "mean_text": mean_text,
     "weighted_mean": weighted_mean,
+    "suffix_mean": suffix_mean,
     "max": max_,
     "first": first,
     "last_mean": last_mean,

@@ -32,6 +32,7 @@ PROMPTS: dict[str, str] = {
         "joy, love, sadness, and surprise: {text}"
     ),
     "topic": 'The topic of the text "{text}" is',
+    "topic_word": '"{text}"\nThe topic of this text, in one word: "',
     "query": "Query: {text}",
     "document": "Document: {text}",
     "instruct": ("Instruct: Given a search query, retrieve relevant passages that answer the query\nQuery: {text}"),

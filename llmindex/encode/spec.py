@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from llmindex.errors import UsageError
 
 Attention = Literal["causal", "bidirectional"]
-Pooling = Literal["last", "eos", "mean", "mean_text", "weighted_mean", "max", "first", "last_mean"]
+Pooling = Literal["last", "eos", "mean", "mean_text", "weighted_mean", "suffix_mean", "max", "first", "last_mean"]
 
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)

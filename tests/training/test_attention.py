@@ -46,6 +46,7 @@ def expected(pooling: Pooling, square: np.ndarray, start: int, stop: int) -> np.
         "first": [0],
         "mean_text": range(start, stop),
         "weighted_mean": [row for row in range(count) for _ in range(row + 1)],
+        "suffix_mean": [row for row in range(stop, count) for _ in range(row - stop + 1)],
         "last_mean": [*range(count), *([count - 1] * count)],
     }.get(pooling, range(count))
     mean: np.ndarray = square[list(rows)].mean(axis=0)

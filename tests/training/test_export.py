@@ -41,6 +41,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"prompt": 'a "quoted"\n{text} \\ {{ 東 }}', "query_prompt": "eol", "pooling": "eos", "layer": 1},
     {"prompt": "eol", "pooling": "first", "attention": "bidirectional"},
     {"prompt": "topic", "pooling": "mean", "layer": 0},
+    {"prompt": "topic", "pooling": "suffix_mean"},
+    {"prompt": "none", "pooling": "suffix_mean", "dim": 12},
 ]
 
 
@@ -62,7 +64,9 @@ def test_sentence_transformers_gives_the_same_vectors(
     report = export(options, tmp_path / "out")
     assert report.cosine >= 0.9999
     assert (report.to, report.dtype, report.dim) == ("sentence-transformers", "float32", settings.get("dim", 32))
-    model = SentenceTransformer(str(tmp_path / "out"), device="cpu", local_files_only=True)
+    own = settings["pooling"] == "suffix_mean"
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu", local_files_only=True, trust_remote_code=own)
+    assert (tmp_path / "out" / "llmindex_pooling.py").exists() == own
     assert model.get_embedding_dimension() == report.dim
     documents = wanted(options, "document")
     np.testing.assert_allclose(model.encode_query(TEXTS, batch_size=2), wanted(options, "query"), atol=1e-5)
@@ -87,8 +91,16 @@ def test_transformers_gives_the_same_vectors_by_the_readme(
     np.testing.assert_allclose(names["embed_queries"](TEXTS).numpy(), wanted(options, "query"), atol=1e-5)
 
 
-def test_the_readme_of_sentence_transformers_runs(tiny_model: Path, tmp_path: Path) -> None:
-    export(options_of(tiny_model, prompt="cluster", query_prompt="none", pooling="last"), tmp_path / "out")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompt": "cluster", "query_prompt": "none", "pooling": "last"},
+        {"prompt": "cluster", "pooling": "suffix_mean"},
+    ],
+    ids=str,
+)
+def test_the_readme_of_sentence_transformers_runs(tiny_model: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    export(options_of(tiny_model, **settings), tmp_path / "out")
     readme = (tmp_path / "out" / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     names: dict[str, Any] = {"print": lambda _: None}
@@ -147,6 +159,7 @@ def test_half_precision_halves_the_weights(tiny_model: Path, tmp_path: Path, dim
     ("settings", "said"),
     [
         ({"prompt": "cluster", "pooling": "last_mean"}, "cannot express the pooling last_mean"),
+        ({"prompt": "cluster", "query_prompt": "eol", "pooling": "suffix_mean"}, "with prompts of different lengths"),
         ({"prompt": "cluster", "pooling": "mean_text"}, "cannot express the pooling mean_text with a prompt"),
     ],
 )

@@ -36,6 +36,7 @@ POOLED: dict[Pooling, str] = {
     "mean": "all tokens, averaged as the pooling does",
     "mean_text": "the text's tokens, averaged as the pooling does",
     "weighted_mean": "all tokens, averaged with the pooling's weights",
+    "suffix_mean": "the prompt's tokens after the text, averaged with the pooling's weights",
     "max": "all tokens, averaged, since any of them can give the largest value",
     "last_mean": "the last token, and all tokens averaged, half each",
 }

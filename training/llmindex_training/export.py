@@ -27,7 +27,7 @@ from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Vectors
 from llmindex.store.files import make_folder, storage_error, sync
 from llmindex_training import export_card
-from llmindex_training.export_modules import write_json, write_modules
+from llmindex_training.export_modules import OWN_POOLING, write_json, write_modules
 from llmindex_training.export_parity import ROLES, TEXTS, with_sentence_transformers, with_transformers
 from llmindex_training.export_tokenizer import Wrapping, conversational, templated
 
@@ -157,7 +157,14 @@ def _check_expressible(encoder: Encoder) -> None:
             "sentence-transformers cannot express the pooling last_mean: it joins poolings without bringing each to "
             "unit length first; export --to transformers, or adapt with another pooling"
         )
-    wrapped = any(Wrapping.of(encoder, role).before or Wrapping.of(encoder, role).after for role in ROLES)
+    query, document = (Wrapping.of(encoder, role) for role in ROLES)
+    lengths = {(len(wrapping.before), len(wrapping.after)) for wrapping in (query, document)}
+    if spec.pooling == OWN_POOLING and len(lengths) > 1:
+        raise UsageError(
+            f"sentence-transformers cannot express the pooling {spec.pooling} with prompts of different lengths for "
+            "queries and documents; export --to transformers, or take one prompt for both"
+        )
+    wrapped = any(wrapping.before or wrapping.after for wrapping in (query, document))
     if spec.pooling == "mean_text" and wrapped:
         raise UsageError(
             "sentence-transformers cannot express the pooling mean_text with a prompt: it cannot leave out the tokens "

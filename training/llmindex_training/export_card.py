@@ -7,13 +7,14 @@ from typing import Final
 from llmindex.encode import embedded, models
 from llmindex.encode.encoder import Role
 from llmindex.encode.spec import EncoderSpec, Pooling
+from llmindex_training.export_modules import OWN_POOLING
 from llmindex_training.export_tokenizer import Wrapping
 
 _SENTENCE_TRANSFORMERS: Final = """\
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{folder}")
+model = SentenceTransformer("{folder}"{trusted})
 documents = model.encode_document(["a document", "another one"])
 queries = model.encode_query(["a question"])
 print(model.similarity(queries, documents))
@@ -66,6 +67,11 @@ _POOLING: Final[Mapping[Pooling, str]] = {
         "weights = mask * mask.cumsum(dim=1)\n"
         "vectors = (states * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)"
     ),
+    "suffix_mean": (
+        "closing = torch.where(length > before + after, max(after, 1), 1)\n"
+        "weights = (mask.cumsum(dim=1) - (length - closing)).clamp(min=0) * mask\n"
+        "vectors = (states * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)"
+    ),
     "mean_text": (
         "position = torch.arange(mask.shape[1])\n"
         "text = (position >= before) & (position < length - after)\n"
@@ -86,7 +92,9 @@ def card(spec: EncoderSpec, wrappings: Mapping[Role, Wrapping], to: str) -> str:
         wrappings: what its prompts put around texts.
         to: "sentence-transformers" or "transformers".
     """
+    own = to == "sentence-transformers" and spec.pooling == OWN_POOLING
     code = _SENTENCE_TRANSFORMERS if to == "sentence-transformers" else _transformers(spec, wrappings)
+    code = code.replace("{trusted}", ", trust_remote_code=True" if own else "")
     tags = "tags:\n- sentence-similarity\n- feature-extraction\n"
     return (
         f"---\nlibrary_name: {to}\npipeline_tag: sentence-similarity\n{tags}---\n\n"
@@ -131,6 +139,11 @@ def _note(spec: EncoderSpec, wrappings: Mapping[Role, Wrapping], to: str) -> str
             "documents otherwise"
         )
     note += ", and only the text is ever cut: do not add a prompt again."
+    if to == "sentence-transformers" and spec.pooling == OWN_POOLING:
+        note += (
+            f" `trust_remote_code` lets it run llmindex_pooling.py beside this file: the pooling {OWN_POOLING}, which "
+            "sentence-transformers has no module for."
+        )
     if to == "sentence-transformers" and not (same and spec.layer == -1):
         note += " This needs sentence-transformers 6.2 or newer."
     return f"{note}\n"

@@ -4,11 +4,13 @@ Written in the form that all its versions know, as far as that can say what the 
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmindex.encode.encoder import Encoder, Role
+from llmindex.encode.spec import Pooling
 from llmindex.store.files import make_folder
 from llmindex_training.export_tokenizer import Wrapping
 
@@ -21,6 +23,10 @@ _MODES = {
     "first": "cls",
 }
 _CLASSES = "sentence_transformers.models"
+
+OWN_POOLING: Pooling = "suffix_mean"
+"""The one whose code an export carries, since sentence-transformers has none for it."""
+_OWN_MODULE = "llmindex_pooling"
 
 
 def write_modules(encoder: Encoder, wrappings: Mapping[Role, Wrapping], folder: Path, *, same: bool) -> None:
@@ -48,6 +54,10 @@ def write_modules(encoder: Encoder, wrappings: Mapping[Role, Wrapping], folder: 
         )
     }
     modules: list[tuple[str, str]] = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    if spec.pooling == OWN_POOLING:
+        wrapping = wrappings["document"]
+        pooling = {"width": width, "before": len(wrapping.before), "after": len(wrapping.after)}
+        shutil.copyfile(Path(__file__).with_name("exported_pooling.py"), folder / f"{_OWN_MODULE}.py")
     write_json(folder / "1_Pooling" / "config.json", pooling)
     if encoder.whitening is not None:
         _add_normalize(modules, folder)
@@ -59,7 +69,7 @@ def write_modules(encoder: Encoder, wrappings: Mapping[Role, Wrapping], folder: 
     write_json(
         folder / "modules.json",
         [
-            {"idx": number, "name": str(number), "path": path, "type": f"{_CLASSES}.{name}"}
+            {"idx": number, "name": str(number), "path": path, "type": _class(spec.pooling, name)}
             for number, (name, path) in enumerate(modules)
         ],
     )
@@ -72,6 +82,11 @@ def write_modules(encoder: Encoder, wrappings: Mapping[Role, Wrapping], folder: 
             "similarity_fn_name": "cosine",
         },
     )
+
+
+def _class(pooling: Pooling, module: str) -> str:
+    own = module == "Pooling" and pooling == OWN_POOLING
+    return f"{_OWN_MODULE}.SuffixMean" if own else f"{_CLASSES}.{module}"
 
 
 def _input_config(layer: int, wrappings: Mapping[Role, Wrapping], *, same: bool) -> dict[str, Any]:

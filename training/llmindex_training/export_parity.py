@@ -12,6 +12,7 @@ from llmindex.encode.encoder import Encoder, Role
 from llmindex.encode.pooling import POOLERS
 from llmindex.encode.whitening import Whitening
 from llmindex.records import Vectors
+from llmindex_training.export_modules import OWN_POOLING
 from llmindex_training.export_tokenizer import Wrapping
 
 ROLES: tuple[Role, ...] = ("query", "document")
@@ -47,6 +48,7 @@ def with_sentence_transformers(folder: Path, encoder: Encoder) -> Embed:
         device=str(encoder.placement.device),
         model_kwargs={"dtype": torch.float32},
         local_files_only=True,
+        trust_remote_code=encoder.spec.pooling == OWN_POOLING,
     )
 
     def embed(texts: Sequence[str], role: Role) -> Vectors:
