@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/${1:-.venv/bin}:$PATH"
+export LLMINDEX_NO_DAEMON=1  # three searches are no reason to leave a process behind
 start=$SECONDS
 
 say() { printf '\n== %s\n' "$*"; }

@@ -12,6 +12,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A test run never asks a model hub for anything.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Nor does it leave a process behind; the tests of the resident searcher have one of their own.
+os.environ["LLMINDEX_NO_DAEMON"] = "1"
 
 TRAINING_TEXT = [
     "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",

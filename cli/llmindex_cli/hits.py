@@ -1,12 +1,34 @@
 """Hits as a table for people or as JSON lines for programs."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from llmindex_cli.console import Column, print_json, print_table
 
-if TYPE_CHECKING:
-    from llmindex.records import Hit
+
+class AnyHit(Protocol):
+    """What is shown of a hit, wherever it comes from; ``llmindex.records.Hit`` is one."""
+
+    @property
+    def rank(self) -> int:
+        """1 for the best."""
+
+    @property
+    def id(self) -> str:
+        """The document's id."""
+
+    @property
+    def score(self) -> float:
+        """Higher is nearer."""
+
+    @property
+    def text(self) -> str:
+        """The document's text."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The corpus's other columns."""
+
 
 _COLUMNS = (
     Column("rank", align="right"),
@@ -16,12 +38,12 @@ _COLUMNS = (
 )
 
 
-def print_hits(hits: "Sequence[Hit]") -> None:
+def print_hits(hits: Sequence[AnyHit]) -> None:
     """Write a table, the texts cut to the terminal's width."""
     print_table(_COLUMNS, [[str(hit.rank), f"{hit.score:.4f}", hit.id, hit.text] for hit in hits])
 
 
-def print_hits_json(query: str, hits: "Sequence[Hit]") -> None:
+def print_hits_json(query: str, hits: Sequence[AnyHit]) -> None:
     """Write one JSON object a hit."""
     for hit in hits:
         print_json(

@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "build": "Encode a corpus, store the vectors and index them.",
         "search": "Find the documents nearest to a query.",
         "similar": "Find the documents nearest to a stored one.",
+        "warm": "Keep model and index loaded, so that searches answer at once.",
         "cluster": "Group the documents, with keywords and a map.",
     },
     "Care of an index": {

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from llmindex.errors import UsageError
+from llmindex_cli.answers import Answers
 from llmindex_cli.console import note, plain, say
 from llmindex_cli.hits import none_found, print_hits, print_hits_json
-from llmindex_cli.indexes import open_index
 from llmindex_cli.options import Command, hits_options, index_option, json_option, runtime_options
 
 # Queries that are encoded together; hits are written after each batch, so that a long stdin streams.
@@ -31,23 +31,37 @@ BATCH = 256
 @index_option
 @hits_options
 @json_option("one object a hit")
+@click.option(
+    "--no-daemon",
+    is_flag=True,
+    envvar="LLMINDEX_NO_DAEMON",
+    help="Load the model in this process, neither asking nor starting a resident searcher. "
+    "[default: $LLMINDEX_NO_DAEMON]",
+)
 @runtime_options
 def command(
-    queries: tuple[str, ...], index: Path, k: int, min_score: float | None, as_json: bool, runtime: dict[str, Any]
+    queries: tuple[str, ...],
+    index: Path,
+    k: int,
+    min_score: float | None,
+    as_json: bool,
+    no_daemon: bool,
+    runtime: dict[str, Any],
 ) -> None:
     """Find the documents nearest to each QUERY, best first; - reads one query a line from standard input.
 
-    Queries are encoded as the index's documents were; the model, its prompt and pooling come from the index.
+    Queries are encoded as the index's documents were; the model, its prompt and pooling come from the index. The first
+    search leaves a resident searcher behind, which answers those after it at once: see `llmindex warm`.
     """
     wanted = _queries(queries)
     batch = list(islice(wanted, BATCH))
     if not batch:
         raise UsageError("no queries on standard input: expected one a line")
-    opened = open_index(index, **runtime)
+    answers = Answers(index, runtime, resident=not no_daemon)
     several = len(batch) > 1
     first = True
     while batch:
-        for query, hits in zip(batch, opened.search(batch, k=k, min_score=min_score), strict=True):
+        for query, hits in zip(batch, answers.of(batch, k, min_score), strict=True):
             if as_json:
                 print_hits_json(query, hits)
             elif hits:

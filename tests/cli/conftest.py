@@ -62,7 +62,8 @@ def start(
     here = Path(__file__).parents[2]
     settings = {key: value for key, value in os.environ.items() if not key.startswith("LLMINDEX_")}
     folders = ":".join(str(here / folder) for folder in ("", "cli", "training"))
-    settings |= {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+    settings |= {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    settings |= {"LLMINDEX_NO_DAEMON": "1", **(env or {})}
     return subprocess.Popen(
         [sys.executable, "-m", "llmindex_cli", *map(str, arguments)],
         cwd=cwd,

@@ -1,0 +1,54 @@
+"""What a resident searcher is a stand-in for: this llmindex, this interpreter, these settings of the environment."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+import llmindex
+import llmindex_cli
+
+# Variables that decide which model is found, where it runs and on how many threads.
+_SETTINGS = (
+    "CUDA_VISIBLE_DEVICES",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "HOME",
+    "LLMINDEX_CACHE",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "XDG_CACHE_HOME",
+)
+
+
+def identity() -> str:
+    """A hash that two processes share only if one may answer in the other's place."""
+    ours = [Path(package.__file__).parent for package in (llmindex, llmindex_cli) if package.__file__]
+    # Whatever pip installs or removes, torch or transformers for one, changes the folder of the packages.
+    packages = Path(click.__file__).parents[1]
+    facts = [
+        llmindex.__version__,
+        sys.version,
+        sys.prefix,
+        [os.environ.get(name) for name in _SETTINGS],
+        [packages.stat().st_mtime_ns, *(entry for folder in ours for entry in _files(folder))],
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    """Path, size and time of each file of a package, in order."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - {"__pycache__"})
+        for path in (f"{root}{os.sep}{name}" for name in sorted(names)):
+            of_file = os.stat(path)  # noqa: PTH116 - a Path for each of a hundred files costs more than the rest
+            found.append((path, of_file.st_size, of_file.st_mtime_ns))
+    return found

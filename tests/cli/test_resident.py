@@ -1,0 +1,170 @@
+"""Searches through the resident searcher: what they answer is what they answer without it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from .conftest import TEMPLATES, Llmindex, start
+from .resident_runs import PATIENCE, Resident, wait_until
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+
+GOAL = TEMPLATES[0].format(30)
+UNLOADED = {"torch", "transformers", "faiss", "pyarrow", "numpy"}
+
+
+@pytest.fixture(scope="module")
+def warmed(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Iterator[Resident]:
+    """A resident searcher that has the index loaded; tests leave it as it is."""
+    resident = Resident(tmp_path_factory.mktemp("runtime"))
+    try:
+        ended = resident.run("warm", "-i", built)
+        assert (ended.code, ended.err) == (0, "")
+        yield resident
+    finally:
+        resident.end()
+
+
+def edit_manifest(index: Path, /, **changes: dict[str, object] | None) -> None:
+    """Change keys of an index's manifest, or of the objects below them."""
+    manifest = json.loads((index / "manifest.json").read_text())
+    for key, value in changes.items():
+        manifest[key] = value if value is None else manifest[key] | value
+    (index / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [GOAL, "-k", "3"],
+        [GOAL, "zwölf Tore", "-k", "2", "--json"],
+        ["a \x1b[31mgoal", "water", "-k", "1"],
+        ["goal", "-k", "1000000000", "--json"],
+        ["goal", "water", "--min-score", "0.9", "--json"],
+        ["goal", "--min-score", "1"],
+        ["goal", "--device", "cpu", "--dtype", "float32", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_same_answer(arguments: list[str], warmed: Resident, built: Path, llmindex: Llmindex) -> None:
+    before = warmed.pids()
+    ours = warmed.run("search", *arguments, "-i", built)
+    assert ours == llmindex("search", *arguments, "-i", built)
+    assert ours.code == 0
+    assert warmed.pids() == before
+
+
+def test_same_answer_to_many_queries(warmed: Resident, built: Path, llmindex: Llmindex) -> None:
+    queries = [f"question {number}" for number in range(300)]
+    text = "\n".join(queries).encode()
+    ours = warmed.run("search", "-", "-i", built, "-k", "2", "--json", stdin=text)
+    assert (ours.code, ours.err) == (0, "")
+    assert ours.out == llmindex("search", *queries, "-i", built, "-k", "2", "--json").out
+
+
+def test_same_word_on_an_unfinished_index(warmed: Resident, index: Path, llmindex: Llmindex) -> None:
+    edit_manifest(index, corpus={"complete": False})
+    ours = warmed.run("search", GOAL, "-i", index)
+    assert "is unfinished, 120 documents so far" in ours.err
+    assert ours == llmindex("search", GOAL, "-i", index)
+    assert warmed.run("-q", "search", GOAL, "-i", index).err == ""
+    edit_manifest(index, index=None)
+    ours = warmed.run("search", GOAL, "-i", index)
+    assert (ours.code, ours.out, ours.err.count("\n")) == (1, "", 2)
+    assert ours == llmindex("search", GOAL, "-i", index)
+
+
+def test_same_errors(warmed: Resident, index: Path, llmindex: Llmindex, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = index.parent
+    monkeypatch.chdir(folder)
+    cases = ["missing.llmindex", "damaged.llmindex", "elsewhere.llmindex", "."]
+    for name in cases[1:3]:
+        shutil.copytree(index, folder / name)
+    (folder / "damaged.llmindex" / "manifest.json").write_text("{")
+    spec = json.loads((index / "manifest.json").read_text())["encoder"]["spec"]
+    edit_manifest(folder / "elsewhere.llmindex", encoder={"spec": spec | {"backbone": "/gone"}})
+    for name in cases:
+        ours = warmed.run("search", GOAL, "-i", name, cwd=folder)
+        assert (ours.code, ours.out, ours.err.count("\n")) == (1, "", 1), name
+        assert ours == llmindex("search", GOAL, "-i", name)
+    assert warmed.run("search", GOAL, "-i", index).code == 0
+
+
+def test_an_index_that_changed_is_read_again(
+    warmed: Resident, index: Path, tiny_model: Path, tmp_path: Path, llmindex: Llmindex
+) -> None:
+    assert warmed.run("search", GOAL, "-i", index, "-k", "1").code == 0
+    table = pa.table({"id": ["new"], "text": ["Another text altogether."]})
+    pq.write_table(table, tmp_path / "other.parquet")
+    rebuild = ["build", tmp_path / "other.parquet", "-o", index, "--model", tiny_model, "--overwrite"]
+    assert llmindex("-q", *rebuild).code == 0
+    ours = warmed.run("search", GOAL, "-i", index, "--json")
+    assert json.loads(ours.out)["id"] == "new"
+    shutil.rmtree(index)
+    assert warmed.run("search", GOAL, "-i", index).err.endswith("make it with `llmindex build`\n")
+
+
+def test_several_indexes_share_the_model(warmed: Resident, built: Path, index: Path) -> None:
+    for path in (built, index):
+        assert warmed.run("search", GOAL, "-i", path).code == 0
+    status = json.loads(warmed.run("warm", "-i", built, "--json").out)
+    assert {str(built), str(index)} <= set(status["indexes"])
+    assert status["model"] == json.loads((built / "manifest.json").read_text())["encoder"]["spec"]["backbone"]
+
+
+def test_a_client_loads_nothing_heavy(warmed: Resident, built: Path) -> None:
+    code = (
+        "import sys; from llmindex_cli.main import main\n"
+        f"code = main(['search', {GOAL!r}, '-i', {str(built)!r}, *sys.argv[1:]])\n"
+        f"print('heavy:', sorted({UNLOADED!r} & set(sys.modules))); sys.exit(code)"
+    )
+    for arguments in ([], ["--json"]):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env=os.environ | environment() | warmed.env,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
+        )
+        assert "heavy: []" in ended.stdout
+        assert "striker" in ended.stdout
+
+
+def has_socket(pid: int) -> bool:
+    """Whether a process talks to another one."""
+    try:
+        return any(str(link.readlink()).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def environment() -> dict[str, str]:
+    """What ``start`` sets for the processes that it starts, as far as a resident searcher looks at it."""
+    here = Path(__file__).parents[2]
+    folders = ":".join(str(here / folder) for folder in ("", "cli", "training"))
+    return {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_ctrl_c_ends_the_client_alone(warmed: Resident, built: Path) -> None:
+    (pid,) = warmed.pids()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        running = start("search", GOAL, "-i", built, cwd=built, env=warmed.env)
+        wait_until(lambda: has_socket(running.pid))
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=PATIENCE)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (running.returncode, out, err) == (130, b"", b"Interrupted.\n")
+    assert warmed.run("search", GOAL, "-i", built).code == 0
+    assert warmed.pids() == [pid]
