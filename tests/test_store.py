@@ -1,5 +1,7 @@
 """What a store gives back: every vector, text and column as it was appended, also while another process writes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,17 @@ def test_metadata_keeps_its_types(tmp_path: Path) -> None:
     assert stored.field("second").type == pa.timestamp("ms")
     assert stored.field("kind").type == pa.string()
     assert verify(index).problems == ()
+
+
+def test_taking_documents_does_not_import_pandas(tmp_path: Path) -> None:
+    make_store(tmp_path / "index", make_vectors(9, 5))
+    code = (
+        "import sys, numpy; from llmindex.store.reader import VectorStore\n"
+        f"store = VectorStore.open({str(tmp_path / 'index')!r}); print(len(store.take(numpy.array([7, 2]))))\n"
+        "print('pandas' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["2", "False"]
 
 
 def test_take_reads_only_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

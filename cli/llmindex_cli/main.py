@@ -13,7 +13,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 
 import click
 from click.shell_completion import shell_complete
@@ -84,6 +83,8 @@ class LazyGroup(click.Group):
         name = args[0]
         known = self.list_commands(ctx)
         if name not in known and not ctx.resilient_parsing and not name.startswith("-"):
+            from difflib import get_close_matches
+
             near = get_close_matches(name, known, n=1)
             hint = f"Did you mean '{near[0]}'?" if near else f"The commands are {', '.join(known)}."
             raise click.UsageError(f"No such command '{name}'. {hint}", ctx)

@@ -4,19 +4,22 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from llmindex.encode.encoder import Encoder
 from llmindex.errors import UsageError
 from llmindex.index.faiss_index import VectorIndex
 from llmindex.records import Hit, Vectors
 from llmindex.store.reader import VectorStore
 from llmindex.store.values import to_pylist
 
+if TYPE_CHECKING:  # what needs no model, such as `similar`, does without torch
+    from llmindex.encode.encoder import Encoder
+
 
 class Searcher:
     """Answers queries from one index; the model is loaded at the first query that has words."""
 
-    def __init__(self, store: VectorStore, load_encoder: Callable[[], Encoder]) -> None:
+    def __init__(self, store: VectorStore, load_encoder: "Callable[[], Encoder]") -> None:
         """Search a store.
 
         Args:
@@ -31,7 +34,7 @@ class Searcher:
         self._load_encoder = load_encoder
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> "Encoder":
         """The encoder that made the vectors."""
         return self._load_encoder()
 

@@ -81,6 +81,11 @@ class _Shard:
         return pq.ParquetFile(self.source, metadata=self.metadata)
 
 
+def _indices(rows: Rows) -> pa.Array:
+    """Rows as Arrow has them; ``pa.array`` would import pandas, where that is installed, to look for its types."""
+    return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))])
+
+
 def _check_text(id_: str) -> None:
     try:
         id_.encode()
@@ -205,10 +210,10 @@ class VectorStore:
         """
         names = self._check_columns(columns)
         distinct, where = np.unique(rows, return_inverse=True)
-        tables = [piece.shard.group(piece.group, names).take(piece.rows) for piece in self._locate(distinct)]
+        tables = [piece.shard.group(piece.group, names).take(_indices(piece.rows)) for piece in self._locate(distinct)]
         if not tables:
             return pa.schema([self.schema.field(name) for name in names]).empty_table()
-        return pa.concat_tables(tables).combine_chunks().take(where)
+        return pa.concat_tables(tables).combine_chunks().take(_indices(where))
 
     def iter_columns(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The given columns of all documents, in row order, some thousand rows at a time.

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,16 @@ def test_similar(llmindex: Llmindex, built: Path) -> None:
     assert {hit["query"] for hit in hits} == {"doc-30"}
     assert all(hit["id"] != "doc-30" and "striker" in hit["text"] for hit in hits)
     assert "striker" in llmindex("similar", "doc-30", "-i", built).out
+
+
+def test_similar_loads_no_model(built: Path) -> None:
+    code = (
+        f"import sys; from llmindex_cli.main import main; main(['similar', 'doc-30', '-i', {str(built)!r}])\n"
+        "print('heavy:', sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "striker" in ended.stdout
+    assert "heavy: []" in ended.stdout
 
 
 def test_similar_to_an_unknown_document(llmindex: Llmindex, built: Path) -> None:

@@ -5,7 +5,6 @@ Nothing here imports torch, FAISS, pyarrow or NumPy: that is where the time goes
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -128,6 +127,8 @@ def _connect(folder: Path) -> socket.socket | None:
 
 def _start(folder: Path, own: str) -> socket.socket:
     """Start a searcher, free of this terminal and its Ctrl-C; of several at once, one remains."""
+    import subprocess  # costs a twentieth of a search that finds one
+
     # -P: a file of the working directory must not be taken for a package.
     command = [sys.executable, "-P", "-m", "llmindex_cli.resident.server", own]
     try:
