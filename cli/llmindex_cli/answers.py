@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmindex_cli.hits import AnyHit
 from llmindex_cli.indexes import note_unfinished, open_index
+from llmindex_cli.loading import loading
 from llmindex_cli.resident import client
 from llmindex_cli.resident.errors import ResidentError
 
@@ -36,9 +37,10 @@ class Answers:
                 return self._from_resident(queries, k, min_score)
             except ResidentError:
                 self._resident = False
-        if self._opened is None:
-            self._opened = open_index(self._index, noted=self._noted, **self._runtime)
-        return self._opened.search(queries, k=k, min_score=min_score)
+        with loading():  # the model comes with the first query
+            if self._opened is None:
+                self._opened = open_index(self._index, noted=self._noted, **self._runtime)
+            return self._opened.search(queries, k=k, min_score=min_score)
 
     def _from_resident(self, queries: Sequence[str], k: int, min_score: float | None) -> Sequence[Sequence[AnyHit]]:
         reply = client.search(self._index, self._runtime, queries, k, min_score)

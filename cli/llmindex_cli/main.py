@@ -6,6 +6,7 @@ command is run: ``llmindex --help`` loads neither torch nor faiss nor pyarrow.
 Exit codes: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted.
 """
 
+import gc
 import importlib
 import os
 import signal
@@ -145,6 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The process ends now; an impatient second Ctrl-C could only spoil the tidying up.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _report(error)
+    finally:
+        if argv is None:
+            # The process ends now. Its end would look for garbage among all that torch has brought: another second.
+            gc.freeze()
 
 
 def _run(argv: Sequence[str]) -> int:

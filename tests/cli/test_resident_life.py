@@ -15,6 +15,7 @@ import pytest
 from llmindex_cli.resident import folder as folders
 from llmindex_cli.resident import protocol
 from llmindex_cli.resident.errors import ResidentError
+from tests.conftest import make_tiny_model
 
 from .conftest import TEMPLATES, Llmindex, start
 from .resident_runs import PATIENCE, Resident, wait_until
@@ -99,12 +100,37 @@ def test_another_llmindex_takes_its_place(resident: Resident, built: Path, tmp_p
     assert len(set(pids)) == len(pids) == 2
 
 
+def test_one_model_at_a_time(resident: Resident, built: Path, index: Path, tmp_path: Path, llmindex: Llmindex) -> None:
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    rebuild = ("build", "-", "-o", tmp_path / "other.llmindex", "--model", other)
+    assert resident.run(*rebuild, stdin=b"one text\nanother text\n").code == 0
+    for path, resident_then in (
+        (built, [built]),
+        (index, [built, index]),
+        (tmp_path / "other.llmindex", [tmp_path / "other.llmindex"]),
+        (built, [built]),
+    ):
+        assert resident.run("search", GOAL, "-i", path) == llmindex("search", GOAL, "-i", path)
+        status = json.loads(resident.run("warm", "-i", path, "--json").out)
+        assert status["indexes"] == [str(each) for each in resident_then]
+    assert len(resident.pids()) == 1
+
+
 def test_it_ends_when_nobody_asks(resident: Resident, built: Path) -> None:
     assert resident.run("warm", "-i", built, "--idle", "0.001").code == 0
     wait_until(lambda: not resident.pids())
     assert not resident.socket.exists()
     for wrong in ("0", "-1", "nan"):
         assert resident.run("warm", "-i", built, "--idle", wrong).code == 2
+
+
+def test_it_ends_when_its_socket_is_gone(resident: Resident, built: Path) -> None:
+    assert resident.run("warm", "-i", built).code == 0
+    with connected(resident):
+        resident.socket.unlink()
+    wait_until(lambda: not resident.pids())
+    assert resident.run("search", GOAL, "-i", built).err == ""
+    assert len(resident.pids()) == 1
 
 
 def test_clients_that_misbehave(resident: Resident, built: Path, llmindex: Llmindex) -> None:

@@ -4,6 +4,7 @@ One model at a time: a resident searcher never needs more memory than one search
 of another model takes the place of all before it.
 """
 
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmindex.errors import LlmindexError
 from llmindex_cli.console import json_safe
 from llmindex_cli.indexes import unfinished
+from llmindex_cli.loading import loading
 from llmindex_cli.resident.protocol import Message
 
 if TYPE_CHECKING:
@@ -68,9 +70,10 @@ class OpenIndexes:
         try:
             # Paths are the client's, as typed: messages then name them as its own would.
             os.chdir(request["cwd"])
-            opened = self._at_hand((request["cwd"], request["index"]), request["runtime"])
-            reply["unfinished"] = unfinished(opened.store)
-            reply |= self._answer(request, opened.searcher)
+            with loading():
+                opened = self._at_hand((request["cwd"], request["index"]), request["runtime"])
+                reply["unfinished"] = unfinished(opened.store)
+                reply |= self._answer(request, opened.searcher)
         except LlmindexError as error:
             reply["error"] = {"kind": type(error).__name__, "message": str(error)}
         except Exception:
@@ -115,6 +118,7 @@ class OpenIndexes:
         if (spec, runtime) != (self._spec, self._runtime):
             self._open.clear()
             self._spec, self._runtime, self._encoder = spec, runtime, None
+            gc.collect()  # the old model's memory, before there is a new model
         return _Open(manifest, store, self._load_encoder)
 
     def _load_encoder(self) -> "Encoder":

@@ -66,6 +66,8 @@ class Server:
         signal.signal(signal.SIGTERM, lambda *_: self._end())
         while not self._ending and (left := self._seconds_left()) > 0:
             ready, _, _ = select.select([self._listener, self._bell], [], [], min(left, _LOOK_AROUND_SECONDS))
+            if self._bell in ready:
+                self._bell.recv(1)
             if self._listener in ready and not self._ending:
                 self._accept()
             elif not self._is_reachable():
@@ -86,7 +88,7 @@ class Server:
             return False
 
     def _end(self) -> None:
-        """Take the socket away, so that the next client starts another, and wake the loop."""
+        """Take the socket away, so that the next client starts another, and ring for the loop."""
         if not self._ending:
             self._ending = True
             if self._is_reachable():
@@ -116,6 +118,7 @@ class Server:
         finally:
             self._last_used = time.monotonic()
             self._talking.discard(threading.current_thread())
+            self._ring.send(b"!")  # the time to the end begins anew
 
     def _reply(self, connection: socket.socket, request: Message) -> Message:
         if request.get("do") == "stop":
@@ -184,6 +187,7 @@ def _listen(place: Path) -> socket.socket:
     listener.bind(str(place))
     os.umask(before)
     listener.listen(_MOST_CONNECTIONS)
+    listener.setblocking(False)
     return listener
 
 
