@@ -2,15 +2,15 @@
 
 Public domain, CC0, CC BY, MIT, Apache 2.0 and the WordNet licence; share-alike, research-only and non-commercial
 sources are left out. Titles with abstracts, questions with answers, words with definitions as they are; of documents
-without a natural partner, two neighbouring spans.
+without a natural partner, two neighbouring spans. A second file has pairs that share a topic and no more: a paragraph
+and the next or next but one, and some of the first file's once more beside them.
 
-    python benchmarks/default_adapter_pairs.py [demo/default_pairs.parquet]
+    python benchmarks/default_adapter_pairs.py demo/natural.parquet demo/topics.parquet
 """
 
 import random
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +41,15 @@ TEXTS = {
     "novels": {"english-novels": 1_500},  # public domain
 }
 
+# Files whose rows are paragraphs in the order of their documents.
+PARAGRAPHS = {
+    "docs_public_pages": ("digital.gov", "python-peps", "rust-rfcs", "ethereum-eips"),
+    "books_speeches": ("us-state-of-the-union", "us-inaugural"),
+}
+PARAGRAPHS_EACH = 900
+ONCE_MORE = ("arxiv", "digital.gov", "medquad", "scitldr", "open-english-wordnet", "qamr")
+ONCE_MORE_IN_ALL = 4_000
+
 
 def natural_pairs(chance: random.Random) -> list[dict[str, str]]:
     """Pairs as they are."""
@@ -69,14 +78,28 @@ def span_pairs(chance: random.Random) -> list[dict[str, str]]:
     return rows
 
 
+def topic_pairs(chance: random.Random, natural: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Paragraphs near each other, and a part of the natural pairs."""
+    rows = []
+    for name, sources in PARAGRAPHS.items():
+        every = pq.read_table(data_folder() / "text" / f"{name}.parquet").to_pylist()
+        for source in sources:
+            texts = [row["text"] for row in every if row["source"] == source]
+            for first in chance.sample(range(len(texts) - 2), min(PARAGRAPHS_EACH, len(texts) - 2)):
+                pair = texts[first + chance.choice((1, 2))]
+                rows.append({"text": texts[first], "text_pair": pair, "source": f"near:{source}"})
+    return rows + chance.sample([row for row in natural if row["source"] in ONCE_MORE], ONCE_MORE_IN_ALL)
+
+
 def main() -> None:
-    """Write the file and say what is in it."""
+    """Write both files and say what is in them."""
     chance = random.Random(0)
-    rows = natural_pairs(chance) + span_pairs(chance)
-    file = Path(sys.argv[1] if len(sys.argv) > 1 else "demo/default_pairs.parquet")
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    for source, count in Counter(row["source"] for row in rows).most_common():
-        print(f"{count:7,}  {source}")
+    natural = natural_pairs(chance) + span_pairs(chance)
+    for file, rows in zip(sys.argv[1:3], (natural, topic_pairs(random.Random(3), natural)), strict=True):
+        pq.write_table(pa.Table.from_pylist(rows), file)
+        print(f"{file}: {len(rows):,} pairs")
+        for source, count in Counter(row["source"] for row in rows).most_common():
+            print(f"{count:7,}  {source}")
 
 
 if __name__ == "__main__":
