@@ -38,7 +38,7 @@ def test_bad_input(llmindex: Llmindex, built: Path, pairs: Path, tmp_path: Path)
     pq.write_table(pa.table({"question": ["a"]}), wrong)
     ended = llmindex("mine", wrong, "-i", built, "-o", out)
     assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
-    assert 'has no column "text" (it has question)' in ended.err
+    assert 'has no column "text" (columns: question)' in ended.err
     assert llmindex("mine", pairs, "-i", built, "-o", tmp_path / "mined.csv").code == 2
     assert llmindex("mine", pairs, "-i", built, "-o", out, "--margin", "nan").code == 2
     assert llmindex("mine", "-i", built, "-o", out).code == 2

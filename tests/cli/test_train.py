@@ -108,7 +108,7 @@ def test_bad_input(llmindex: Llmindex, here: Path) -> None:
 
     recipe = ("--recipe", here / "recipe.toml")
     pairs = here / "pairs.parquet"
-    refused(1, 'has no column "text" (it has question)', wrong, *recipe)
+    refused(1, 'has no column "text" (columns: question)', wrong, *recipe)
     refused(1, f'{empty}, row 1: "text" is empty', empty, *recipe)
     refused(1, "there is no file none.parquet", here / "none.parquet", *recipe)
     refused(1, 'unknown key "optim.step"; did you mean "optim.steps"?', pairs, *recipe, "--set", "optim.step=3")

@@ -195,7 +195,7 @@ def test_changes_are_named() -> None:
         ),
         loss=st.builds(
             Loss,
-            temperature=POSITIVE,
+            temperature=st.floats(1e-3, 1e30),
             margin=st.floats(0, 1.99),
             symmetric=st.booleans(),
             false_negative_margin=st.floats(-2, 2),
