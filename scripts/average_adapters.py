@@ -1,27 +1,57 @@
-"""Write the mean of several adapters of one shape, which began with the same factors, as an adapter to train further.
+"""Write the mean of several adapters of one shape, which began with the same factors.
 
-    python scripts/average_adapters.py out/ runs/a/adapter runs/b/adapter ...
+It is an encoder, and a base to train further: that of the last one named, which must not be whitened, for a whitening
+suits no other vectors. With ``--pairs`` one is fitted on texts of that file.
 
-The encoder is that of the first, without its whitening, which was made for its own vectors.
+    python scripts/average_adapters.py out/ runs/a/adapter runs/b/adapter ... [--pairs natural.parquet]
 """
 
+import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from llmindex import Encoder
 from llmindex.encode import adapter as adapters
-from llmindex_training import adapter
+from llmindex.encode.spec import EncoderSpec
+from llmindex.encode.whitening import Whitening
+from llmindex_training import adapter, pairs
+
+WHITENED = 256
+TEXTS = 8 * WHITENED
+MAX_TOKENS = 128  # of a text that the whitening is fitted on
 
 
 def main() -> None:
-    """Average, and write the encoder beside the weights."""
-    folder, *parts = map(Path, sys.argv[1:])
+    """Average, fit the whitening, and write the encoder beside the weights."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("adapters", type=Path, nargs="+")
+    parser.add_argument("--pairs", type=Path)
+    arguments = parser.parse_args()
+    folder, parts = arguments.folder, arguments.adapters
+    read = adapters.read_spec(parts[-1] / adapters.SPEC_NAME)
+    if read.whitened:
+        raise SystemExit(f"{parts[-1]} is whitened; train with model.whitening=0 what is to be averaged")
     adapter.average(parts, folder)
-    spec = adapters.read_spec(parts[0] / adapters.SPEC_NAME)
-    if spec.whitened:
-        raise SystemExit(f"{parts[0]} is whitened: train with model.whitening=0 what is to be averaged")
-    spec = replace(spec, adapter=str(folder.resolve()), adapter_sha256=adapters.read(folder).sha256)
+    (folder / adapters.WHITENING_NAME).unlink(missing_ok=True)
+    spec = replace(read, adapter=str(folder.resolve()), adapter_sha256=adapters.read(folder).sha256)
+    if arguments.pairs:
+        table = pairs.read([arguments.pairs]).table
+        rows = np.random.default_rng(0).permutation(len(table))[: TEXTS // 2]
+        sides = [table.take(rows)[side].to_pylist() for side in (pairs.TEXT, pairs.PAIR)]
+        write(spec, folder)
+        vectors = Encoder.load(str(folder), max_tokens=MAX_TOKENS).encode([*sides[0], *sides[1]])
+        whitening = Whitening.fit(vectors, WHITENED)
+        whitening.save(folder)
+        spec = replace(spec, dim=whitening.dim, whitened=True, adapter_sha256=adapters.read(folder).sha256)
+    write(spec, folder)
+
+
+def write(spec: EncoderSpec, folder: Path) -> None:
+    """The encoder.json of a folder."""
     (folder / adapters.SPEC_NAME).write_text(json.dumps(spec.to_json(), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

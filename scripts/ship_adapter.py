@@ -1,8 +1,8 @@
-"""Put a training run's adapter into the package, as the one that ``--model default`` means.
+"""Put a trained adapter into the package, as the one that ``--model default`` means.
 
-The weights are rounded to float16, half the size; the encoder that comes of it is compared with the run's.
+The weights are rounded to float16, half the size; the encoder that comes of it is compared with the trained one.
 
-    python scripts/ship_adapter.py runs/default
+    python scripts/ship_adapter.py runs/default/adapter
 """
 
 import json
@@ -27,7 +27,7 @@ TEXTS = (
 
 def main() -> None:
     """Convert, write, compare."""
-    trained = Path(sys.argv[1]) / "adapter"
+    trained = Path(sys.argv[1])
     target = models.adapter_path(models.DEFAULT)
     target.mkdir(exist_ok=True)
     shutil.copyfile(trained / adapter.CONFIG_NAME, target / adapter.CONFIG_NAME)
@@ -50,7 +50,7 @@ def main() -> None:
     (target / adapter.SPEC_NAME).write_text(json.dumps(spec.to_json(), indent=1, ensure_ascii=False) + "\n")
     (target / adapter.WEIGHTS_NAME).chmod(0o644)
     before, after = (Encoder.load(name, dtype="float32").encode(TEXTS) for name in (str(trained), models.DEFAULT))
-    print(f"cosine to the run's encoder: {np.sum(before * after, axis=1).min():.6f}")
+    print(f"cosine to the trained encoder: {np.sum(before * after, axis=1).min():.6f}")
 
 
 if __name__ == "__main__":
