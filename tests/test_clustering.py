@@ -105,7 +105,7 @@ class TestNoise:
         densest = np.array([2, 2, 2, 2, np.inf])
         assert strength(squared, densest).tolist() == pytest.approx([1, 1, 0.5, 0.05, 0])
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(seed=st.integers(0, 999), limit=st.floats(0, 3))
     def test_only_noise_changes_and_more_of_it_the_higher_the_limit(self, seed: int, limit: float) -> None:
         random = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmindex.corpus.column_types import array_of, as_text, common_type, conform, json_type, stored_type
@@ -34,7 +34,6 @@ def carries(read: Any, written: Any) -> bool:  # noqa: ANN401
     return type(read) is type(written) and bool(read == written)
 
 
-@settings(deadline=None)
 @given(st.lists(JSON, min_size=1, max_size=6))
 def test_any_json_fits_the_type_found_for_it(values: list[Any]) -> None:
     type_ = pa.null()

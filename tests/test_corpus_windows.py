@@ -60,7 +60,7 @@ ROWS = st.lists(
 
 
 class TestWindows:
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(rows=ROWS, max_rows=st.integers(1, 6), group_rows=st.integers(1, 9), format_=st.sampled_from("tpjc"))
     def test_are_the_same_however_often_reading_is_interrupted(
         self, tmp_path_factory: pytest.TempPathFactory, rows: list[Row], max_rows: int, group_rows: int, format_: str

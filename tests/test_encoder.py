@@ -115,7 +115,7 @@ def test_batch_mates_and_order_do_not_matter(tiny_model: Path, pooling: Pooling,
     np.testing.assert_allclose(encoder.encode(TEXTS[::-1])[::-1], together, atol=2e-6)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(max_size=80), min_size=1, max_size=8), budget=st.integers(1, 300))
 def test_any_text_gives_a_unit_vector_whatever_the_batches(tiny_model: Path, texts: list[str], budget: int) -> None:
     encoder = _cached(tiny_model)

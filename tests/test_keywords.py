@@ -191,7 +191,7 @@ def test_hostile_text_takes_no_long_time() -> None:
         words(text)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.text(max_size=60), st.integers(-1, 3)), max_size=30), st.randoms())
 def test_order_of_the_documents_does_not_matter(documents: list[tuple[str, int]], chance: random.Random) -> None:
     def found(pairs: list[tuple[str, int]]) -> dict[int, tuple[str, ...]]:

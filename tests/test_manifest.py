@@ -164,7 +164,7 @@ PLACES = [
 ]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(where=st.sampled_from(PLACES), value=json_values)
 def test_anything_else_is_an_error_or_a_manifest(
     tmp_path_factory: pytest.TempPathFactory, where: str, value: object

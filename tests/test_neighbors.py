@@ -18,7 +18,7 @@ def brute_force(vectors: Vectors) -> np.ndarray:
     return squared
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(count=st.integers(1, 60), dim=st.integers(1, 20), k=st.integers(1, 40), seed=st.integers(0, 99))
 def test_exact_graph_equals_brute_force(count: int, dim: int, k: int, seed: int) -> None:
     vectors = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)

@@ -53,7 +53,7 @@ def clouds(draw: st.DrawFn) -> Vectors:
     return vectors.astype(np.float32)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(vectors=clouds(), min_samples=st.integers(1, 20))
 def test_weight_equals_brute_force(vectors: Vectors, min_samples: int) -> None:
     tree = spanning_tree(vectors, min_samples)
@@ -81,7 +81,7 @@ def test_close_vectors_are_told_apart() -> None:
     assert spanning_tree(vectors, 3).weights.sum() == pytest.approx(brute_force_weight(vectors, 3), rel=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(vectors=clouds(), min_samples=st.integers(1, 5))
 def test_from_the_graph_it_is_a_tree_hardly_heavier(vectors: Vectors, min_samples: int) -> None:
     tree = spanning_tree(vectors, min_samples, exact=False)

@@ -22,7 +22,7 @@ from tests.samples import CORPUS, DTYPES, append, as_stored, make_documents, mak
 # Reading back
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     count=st.integers(0, 70),
     dtype=st.sampled_from(DTYPES),

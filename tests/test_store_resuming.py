@@ -68,7 +68,7 @@ def append_window(w: VectorWriter, start: int, stop: int, vectors: Vectors) -> N
 windows = st.lists(st.integers(0, 12), min_size=1, max_size=14)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     windows=windows,
     stops=st.dictionaries(st.integers(0, 13), st.sampled_from(["commit", "reopen"])),

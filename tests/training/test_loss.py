@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -95,7 +95,6 @@ def test_equal_to_a_loop(options: Loss, hard: int) -> None:
         assert info_nce(case.batch(), options).item() == pytest.approx(naive(case, options), rel=1e-9)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.02, 2), st.floats(0, 1), st.booleans(), st.floats(-1, 2))
 def test_equal_to_a_loop_for_any_options(
     seed: int, temperature: float, margin: float, both: bool, false: float

@@ -90,7 +90,7 @@ def test_it_equals_a_search_by_hand(
     assert [(each.stage, each.done, each.total) for each in done] == [("mine", n, 12) for n in (5, 10, 12)]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.sampled_from(DOCUMENTS), st.sampled_from(DOCUMENTS)), min_size=1, max_size=6),
     st.integers(1, 20),

@@ -274,7 +274,11 @@ def test_an_adapter_that_cannot_be_trained_further(
         ("model.base=./nowhere", ModelError, "nowhere"),
         ("data.max_tokens=9999", RecipeError, "^data.max_tokens 9999 is more than the model"),
         ("optim.device=cuda:99", RecipeError, 'device "cuda:99" is not available .*; optim.device = auto takes'),
-        ("loss.matryoshka=[4, 9999]", RecipeError, "^loss.matryoshka has 9999, more than the [0-9]+ dimensions of the vectors$"),
+        (
+            "loss.matryoshka=[4, 9999]",
+            RecipeError,
+            "^loss.matryoshka has 9999, more than the [0-9]+ dimensions of the vectors$",
+        ),
         ("loss.temperature=1e-40", RecipeError, "loss.temperature must be at least 0.001, not 1e-40"),
         ("model.prompt=no place for a text", RecipeError, "text"),
         ("optim.batch_size=79", CorpusError, "80 pairs are too few for batches of 79 beside 16 held out"),
