@@ -3,12 +3,14 @@
 Public domain, CC0, CC BY, MIT, Apache 2.0 and the WordNet licence; share-alike, research-only and non-commercial
 sources are left out. Titles with abstracts, questions with answers, words with definitions as they are; of documents
 without a natural partner, two neighbouring spans. A second file has pairs that share a topic and no more: a paragraph
-and the next or next but one, and some of the first file's once more beside them.
+and the next or next but one, and some of the first file's once more beside them. A third has short single texts, for
+`llmindex pairs` to generate partners for.
 
-    python benchmarks/default_adapter_pairs.py demo/natural.parquet demo/topics.parquet
+    python benchmarks/default_adapter_pairs.py natural.parquet topics.parquet texts.parquet
 """
 
 import random
+import re
 import sys
 from collections import Counter
 
@@ -49,6 +51,27 @@ PARAGRAPHS = {
 PARAGRAPHS_EACH = 900
 ONCE_MORE = ("arxiv", "digital.gov", "medquad", "scitldr", "open-english-wordnet", "qamr")
 ONCE_MORE_IN_ALL = 4_000
+
+# Source of a pair -> the most short texts that are taken of it.
+SHORT_TEXTS = {
+    "arxiv": 250,
+    "medquad": 200,
+    "qamr": 200,
+    "digital.gov": 250,
+    "open-english-wordnet-example": 150,
+    "scitldr": 150,
+    "pubmedqa": 100,
+    "spans:python-peps": 120,
+    "spans:microsoft-cpp-docs": 120,
+    "spans:microsoft-powershell-docs": 120,
+    "spans:us-state-of-the-union": 150,
+    "spans:standard-ebooks": 150,
+    "spans:english-novels": 80,
+    "spans:dc-code": 80,
+    "spans:digital.gov": 150,
+    "spans:rust-rfcs": 80,
+}
+CHARACTERS = range(30, 181)
 
 
 def natural_pairs(chance: random.Random) -> list[dict[str, str]]:
@@ -91,13 +114,32 @@ def topic_pairs(chance: random.Random, natural: list[dict[str, str]]) -> list[di
     return rows + chance.sample([row for row in natural if row["source"] in ONCE_MORE], ONCE_MORE_IN_ALL)
 
 
+def short_texts(natural: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Titles, questions, and first sentences of spans."""
+    rows = natural.copy()
+    random.Random(11).shuffle(rows)
+    left = SHORT_TEXTS.copy()
+    texts = []
+    for row in rows:
+        source = row["source"]
+        sides = (row["text"], row["text_pair"]) if source in ("qamr", "digital.gov") else (row["text"],)
+        for side in sides:
+            text = re.split(r"(?<=[.!?]) ", side)[0] if source.startswith("spans") else side
+            if left.get(source, 0) and len(text) in CHARACTERS:
+                texts.append({"text": text, "source": source})
+                left[source] -= 1
+    random.Random(1).shuffle(texts)
+    return texts
+
+
 def main() -> None:
-    """Write both files and say what is in them."""
+    """Write the three files and say what is in them."""
     chance = random.Random(0)
     natural = natural_pairs(chance) + span_pairs(chance)
-    for file, rows in zip(sys.argv[1:3], (natural, topic_pairs(random.Random(3), natural)), strict=True):
+    made = (natural, topic_pairs(random.Random(3), natural), short_texts(natural))
+    for file, rows in zip(sys.argv[1:4], made, strict=True):
         pq.write_table(pa.Table.from_pylist(rows), file)
-        print(f"{file}: {len(rows):,} pairs")
+        print(f"{file}: {len(rows):,} rows")
         for source, count in Counter(row["source"] for row in rows).most_common():
             print(f"{count:7,}  {source}")
 
