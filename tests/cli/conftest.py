@@ -1,6 +1,7 @@
 """How the tests here run the command line: in this process where that is enough, else as a real process."""
 
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from llmindex_cli import progress
 from llmindex_cli.main import main
 
 
@@ -42,7 +44,9 @@ def _logging_stays_here() -> Iterator[None]:
 
 @pytest.fixture
 def llmindex(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Llmindex:
-    """Run a command line in this process."""
+    """Run a command line in this process; a stage that takes long, as on a busy machine, leaves no line about it."""
+    monkeypatch.setattr(progress, "WORTH_A_LINE_S", math.inf)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", math.inf)
     monkeypatch.delenv("LLMINDEX_INDEX", raising=False)
     monkeypatch.delenv("LLMINDEX_DEBUG", raising=False)
 
