@@ -2,8 +2,8 @@
 
 Each run sees as many pairs as the others (one epoch of them: the published method's best comes early), under the
 default's recipe, without averaging and whitening, but for what its name says. The score is the mean V-measure of
-k-means over the five clustering sets, whose texts are cut as those of the pairs are. A run that was stopped goes on, one
-that is finished is read.
+k-means over the five clustering sets, whose texts are cut as those of the pairs are. A run that was stopped goes on,
+one that is finished is read.
 
     python benchmarks/default_adapter_pairs.py natural.parquet topics.parquet texts.parquet
     llmindex pairs texts.parquet -o synthetic.parquet --method instruct

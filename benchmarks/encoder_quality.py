@@ -97,8 +97,15 @@ def scores_of(encoder: Embedder | None, kinds: Sequence[str], sample: int, kept:
     return {name: round(score, 1) for name, score in scores.items()}
 
 
+def former_scores(sample: int) -> dict[str, dict[str, float]]:
+    """What other runs with samples of this size have saved, by model."""
+    former = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    scores: dict[str, dict[str, float]] = former["scores"] if former.get("sample") == sample else {}
+    return scores
+
+
 def main() -> None:
-    """Score the models, MiniLM and words alone; print as they come, and save all of it."""
+    """Score the models, MiniLM and words alone; print as they come, and save beside what other runs have saved."""
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", default=["default"])
     parser.add_argument("--sample", type=int, default=2000)
@@ -110,14 +117,13 @@ def main() -> None:
         parser.error("--vectors keeps those of one model")
     kinds = arguments.only or ["clustering", "retrieval", "sts"]
     peers = () if arguments.no_peers else PEERS
-    result = {}
+    result = former_scores(arguments.sample)
     for name in [*peers, *arguments.models]:
         started = time.perf_counter()
         kept = None if name in PEERS else arguments.vectors
         result[name] = scores_of(embedder(name), kinds, arguments.sample, kept)
         print(f"{name} ({time.perf_counter() - started:.0f} s): {json.dumps(result[name])}", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"sample": arguments.sample, "scores": result}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps({"sample": arguments.sample, "scores": result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
