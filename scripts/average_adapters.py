@@ -19,8 +19,8 @@ from llmindex.encode.spec import EncoderSpec
 from llmindex.encode.whitening import Whitening
 from llmindex_training import adapter, pairs
 
-WHITENED = 256
-TEXTS = 8 * WHITENED
+WHITENED = 384
+TEXTS = 2_048
 MAX_TOKENS = 128  # of a text that the whitening is fitted on
 
 
