@@ -106,10 +106,10 @@ class Index:
             UsageError: FAISS does not take the factory string.
             IndexLocked: another process is writing to the index.
         """
-        from llmindex.index import faiss_index
+        from llmindex.index import building
 
         with VectorWriter.open(self.path) as writer:
-            record = faiss_index.rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
+            record = building.rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
         self.store = VectorStore.open(self.path)
         self.__dict__.pop("searcher", None)
         return record

@@ -16,7 +16,7 @@ from llmindex.corpus import Corpus, CorpusOptions, Position
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import BuildInterrupted, CorpusError, SpecMismatch, UsageError
-from llmindex.index import faiss_index, planner
+from llmindex.index import building, faiss_index, planner
 from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.manifest import MANIFEST_NAME, CorpusRecord, EncoderRecord, IndexRecord, Manifest, VectorDtype
@@ -247,7 +247,7 @@ def _index(
     if record is not None and not faiss_index.fault_of(VectorStore.open(path), record):
         if factory in (None, record.factory) and recall in (DEFAULT_RECALL, record.recall_target):
             return record
-    return faiss_index.rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
+    return building.rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
 
 
 def _writer(path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype, overwrite: bool) -> VectorWriter:

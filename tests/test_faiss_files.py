@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from llmindex.errors import StaleIndex
-from llmindex.index.faiss_index import VectorIndex, build_index, rebuild, save
+from llmindex.index.building import build_index, rebuild, save
+from llmindex.index.faiss_index import VectorIndex
 from llmindex.store.manifest import Manifest
 from llmindex.store.reader import VectorStore
 from llmindex.store.verify import verify
@@ -143,7 +144,7 @@ def test_a_full_disk_keeps_the_index_before(indexed: VectorStore) -> None:
     program = """
         import resource, signal, sys
         from llmindex.errors import StorageError
-        from llmindex.index.faiss_index import rebuild
+        from llmindex.index.building import rebuild
         from llmindex.store.writer import VectorWriter
 
         with VectorWriter.open(sys.argv[1]) as writer:

@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pytest
 
-from llmindex.index.faiss_index import build_index
+from llmindex.index.building import build_index
 from llmindex.records import Vectors
 from tests.samples import make_index, make_store, make_vectors
 

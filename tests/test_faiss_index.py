@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmindex.errors import UsageError
-from llmindex.index.faiss_index import Neighbors, VectorIndex, build_index
+from llmindex.index.building import build_index
+from llmindex.index.faiss_index import Neighbors, VectorIndex
 from llmindex.index.recall import draw_sample, least_effort, recalls
 from llmindex.progress import Progress
 from llmindex.records import Rows, Vectors
