@@ -140,10 +140,10 @@ def _read(store: VectorStore, record: IndexRecord) -> Index:
     """Read an index file, mapped if possible, and set the search effort it was tuned to."""
     faiss = require_faiss()
     path = store.path / record.file
-    mapped = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if "IVF" in record.factory else faiss.IO_FLAG_MMAP_IFC
     try:
         try:
-            index = faiss.read_index(str(path), mapped)
+            # Not IO_FLAG_MMAP, which maps inverted lists, too: that starts 32 threads for each search.
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError:  # some kinds cannot be mapped
             index = faiss.read_index(str(path))
         faiss.ParameterSpace().set_index_parameters(index, record.parameters)
