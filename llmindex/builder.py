@@ -126,7 +126,7 @@ def build(
         factory: a FAISS factory string; planned from the number of vectors if left out.
         recall: recall@10 against exact search that the FAISS index is tuned to.
         overwrite: start afresh where there is an index already.
-        on_progress: called with the stages "scan", "encode", "train", "add", "tune".
+        on_progress: called with the stages "scan", "encode", "train", "assign", "add", "tune".
 
     Raises:
         BuildInterrupted: Ctrl-C; what was encoded is committed, and the same call goes on from there.

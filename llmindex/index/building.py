@@ -1,48 +1,26 @@
 """Making the nearest-neighbour index: trained, filled, tuned to the recall asked for, and saved beside the store."""
 
-import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Final
 
 import numpy as np
 
 from llmindex.errors import StorageError, UsageError
 from llmindex.index.effort import find_effort, measure, tune
-from llmindex.index.faiss_index import Index, on_gpu
+from llmindex.index.faiss_index import Index, map_index, with_gpu
+from llmindex.index.lists import are_last, write_lists
 from llmindex.index.planner import IndexPlan, faiss_reason, plan, require_faiss
-from llmindex.index.recall import SAMPLE, draw_sample
+from llmindex.index.recall import SAMPLE, draw_sample, gather
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.files import make_folder, replacing, sync
+from llmindex.store.files import hash_file, make_folder, replacing, sync
 from llmindex.store.manifest import IndexRecord
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
 
 logger = logging.getLogger(__name__)
 
-_SEED = 20_250_722
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltIndex:
-    """An index in memory, with what the manifest will say of it.
-
-    Attributes:
-        index: the FAISS index.
-        factory: FAISS factory string.
-        parameters: what the search effort was tuned to, such as "nprobe=16"; "" where there is nothing to tune.
-        built_from: ``vectors_id`` of the store.
-        recall_target: the recall@10 that was asked for.
-        recall_at_10: the recall@10 measured against exact search.
-    """
-
-    index: Index
-    factory: str
-    parameters: str
-    built_from: str
-    recall_target: float
-    recall_at_10: float
+_SEED: Final = 20_250_722
 
 
 def build_index(
@@ -51,20 +29,23 @@ def build_index(
     factory: str | None = None,
     recall: float = 0.95,
     on_progress: ProgressCallback | None = None,
-) -> BuiltIndex:
-    """Train and fill an index, tune its search effort, and measure what it finds.
+) -> IndexRecord:
+    """Train an index, fill its file, tune its search effort, and measure what it finds.
 
-    The result depends on the store and the arguments alone, up to the rounding of FAISS's threads.
+    The index counts once :meth:`VectorWriter.set_index` has committed the record. Its file is named after its
+    contents: the one that counts so far is never written over by another. The result depends on the store and the
+    arguments alone, up to the rounding of FAISS's threads.
 
     Args:
-        store: where the vectors are.
+        store: where the vectors are, and its folder the index file goes to.
         factory: FAISS factory string; None for the planner's choice.
         recall: the recall@10 that the search effort is to reach, on stored vectors as queries.
-        on_progress: told of the stages "train", "add" and "tune".
+        on_progress: told of the stages "train", "assign", "add" and "tune".
 
     Raises:
         UsageError: the store is empty, the recall is not a share, or FAISS cannot make such an index.
         MissingPackage: FAISS is not installed.
+        StorageError: the disk refused; nothing is left of the file.
     """
     if not 0 < recall <= 1:
         raise UsageError(f"--recall must be above 0 and at most 1, got {recall}")
@@ -72,7 +53,84 @@ def build_index(
         raise UsageError(f"{store.path} holds no documents: there is nothing to index")
     chosen = plan(store.count, store.dim, factory)
     report = on_progress or (lambda _: None)
-    index = _fill(store, chosen, report)
+    written = store.path / "faiss" / "written.faiss"
+    make_folder(written.parent)
+    try:
+        with replacing(written) as temporary:
+            _write(store, chosen, temporary, report)
+        parameters, reached = _tune(store, map_index(written), recall, report)
+        sha256, size = hash_file(written), written.stat().st_size
+        name = f"faiss/{store.vectors_id[:16]}-{sha256[:16]}.faiss"
+        written.replace(store.path / name)
+        sync(written.parent)
+    finally:
+        written.unlink(missing_ok=True)
+    if reached < recall:
+        logger.warning("recall@10 of %s is %.3f, below the %.3f asked for", chosen.factory, reached, recall)
+    return IndexRecord(name, sha256, size, chosen.factory, parameters, store.vectors_id, recall, reached)
+
+
+def rebuild(
+    writer: VectorWriter,
+    *,
+    factory: str | None = None,
+    recall: float = 0.95,
+    on_progress: ProgressCallback | None = None,
+) -> IndexRecord:
+    """Build an index of what a writer has committed, and commit it in place of the one before.
+
+    Raises:
+        UsageError: as :func:`build_index`.
+        MissingPackage: FAISS is not installed.
+        StorageError: the disk refused; the index before still counts.
+    """
+    try:
+        record = build_index(VectorStore.open(writer.path), factory=factory, recall=recall, on_progress=on_progress)
+    except StorageError as error:
+        safe = f"{writer.manifest.count:,} documents are safe"
+        raise StorageError(f"{error}; {safe}; free space and run `llmindex reindex -i {writer.path}`") from error
+    writer.set_index(record)
+    return record
+
+
+def _write(store: VectorStore, chosen: IndexPlan, file: Path, report: ProgressCallback) -> None:
+    """Write the file of an index that holds all vectors; inverted lists are never in memory."""
+    faiss = require_faiss()
+    try:
+        index = _train(store, _empty(faiss, chosen.factory, store.dim), chosen, report)
+        if are_last(index):
+            write_lists(store, index, file, report)
+            return
+        for block in store.iter_vectors():
+            index.add(block)
+            report(Progress("add", int(index.ntotal), store.count, "vectors"))
+    except RuntimeError as error:
+        what = f'"{chosen.factory}" from {store.count:,} vectors of length {store.dim}'
+        raise UsageError(f"FAISS cannot build {what}: {faiss_reason(error)}; try another --factory") from error
+    with file.open("wb") as opened:
+        # FAISS's own writer does not notice a disk that is full at the last moment.
+        faiss.write_index(index, faiss.PyCallbackIOWriter(opened.write))
+
+
+def _train(store: VectorStore, index: Index, chosen: IndexPlan, report: ProgressCallback) -> Index:
+    """The index, trained; on the GPU where there is one that can."""
+    if index.is_trained:
+        return index
+    report(Progress("train", 0, chosen.train_vectors, "vectors"))
+    rows = np.sort(np.random.default_rng(_SEED).choice(store.count, chosen.train_vectors, replace=False))
+    sample = gather(store, rows)
+
+    def train(trained: Index) -> Index:
+        trained.train(sample)
+        return trained
+
+    trained = with_gpu(index, train)
+    report(Progress("train", chosen.train_vectors, chosen.train_vectors, "vectors"))
+    return trained if trained is index else require_faiss().index_gpu_to_cpu(trained)
+
+
+def _tune(store: VectorStore, index: Index, recall: float, report: ProgressCallback) -> tuple[str, float]:
+    """The search parameters that reach the recall, and the recall@10 measured with them on other queries."""
     report(Progress("tune", 0, None, "settings"))
     effort = find_effort(index)
     if effort is None:
@@ -83,108 +141,7 @@ def build_index(
         enough = len(both.rows) == 2 * SAMPLE
         parameters = tune(store, index, effort, both.part(0, SAMPLE) if enough else both, recall, report)
         fresh = both.part(SAMPLE, 2 * SAMPLE) if enough else both
-    reached = float(measure(store, index, fresh).mean())
-    if reached < recall:
-        logger.warning("recall@10 of %s is %.3f, below the %.3f asked for", chosen.factory, reached, recall)
-    return BuiltIndex(index, chosen.factory, parameters, store.vectors_id, recall, reached)
-
-
-def rebuild(
-    writer: VectorWriter,
-    *,
-    factory: str | None = None,
-    recall: float = 0.95,
-    on_progress: ProgressCallback | None = None,
-) -> IndexRecord:
-    """Build an index of what a writer has committed, save it and commit it in place of the one before.
-
-    Raises:
-        UsageError: as :func:`build_index`.
-        MissingPackage: FAISS is not installed.
-        StorageError: the disk refused; the index before still counts.
-    """
-    built = build_index(VectorStore.open(writer.path), factory=factory, recall=recall, on_progress=on_progress)
-    try:
-        record = save(built, writer.path)
-    except StorageError as error:
-        safe = f"{writer.manifest.count:,} documents are safe"
-        raise StorageError(f"{error}; {safe}; free space and run `llmindex reindex -i {writer.path}`") from error
-    writer.set_index(record)
-    return record
-
-
-def save(built: BuiltIndex, folder: Path) -> IndexRecord:
-    """Write an index into its folder; it counts once :meth:`VectorWriter.set_index` has committed the record.
-
-    The file is named after its contents: the index that counts so far is never written over by another.
-
-    Raises:
-        StorageError: the disk refused; nothing is left of the file.
-    """
-    faiss = require_faiss()
-    make_folder(folder / "faiss")
-    written = folder / "faiss" / "written.faiss"
-    with replacing(written) as temporary, temporary.open("wb") as file:
-        sink = _Sink(file)
-        faiss.write_index(built.index, faiss.PyCallbackIOWriter(sink))
-    sha256 = sink.hash.hexdigest()
-    name = f"faiss/{built.built_from[:16]}-{sha256[:16]}.faiss"
-    written.replace(folder / name)
-    sync(folder / "faiss")
-    return IndexRecord(
-        file=name,
-        sha256=sha256,
-        bytes=sink.bytes,
-        factory=built.factory,
-        parameters=built.parameters,
-        built_from=built.built_from,
-        recall_target=built.recall_target,
-        recall_at_10=built.recall_at_10,
-    )
-
-
-class _Sink:
-    """What FAISS writes to: FAISS's own writer does not notice a disk that is full at the last moment."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.hash = hashlib.sha256()
-        self.bytes = 0
-
-    def __call__(self, data: bytes) -> None:
-        self.file.write(data)
-        self.hash.update(data)
-        self.bytes += len(data)
-
-
-def _fill(store: VectorStore, chosen: IndexPlan, report: ProgressCallback) -> Index:
-    """An index that holds all vectors; trained and filled on the GPU where there is one that can."""
-    faiss = require_faiss()
-    index = _empty(faiss, chosen.factory, store.dim)
-    gpu = on_gpu(faiss, index)
-    if gpu is not None:
-        try:
-            _train_and_add(store, gpu, chosen, report)
-            return faiss.index_gpu_to_cpu(gpu)
-        except (RuntimeError, MemoryError) as error:
-            logger.warning("the GPU could not build the index (%s); the CPU does", faiss_reason(error))
-    try:
-        _train_and_add(store, index, chosen, report)
-    except RuntimeError as error:
-        what = f'"{chosen.factory}" from {store.count:,} vectors of length {store.dim}'
-        raise UsageError(f"FAISS cannot build {what}: {faiss_reason(error)}; try another --factory") from error
-    return index
-
-
-def _train_and_add(store: VectorStore, index: Index, chosen: IndexPlan, report: ProgressCallback) -> None:
-    if not index.is_trained:
-        report(Progress("train", 0, chosen.train_vectors, "vectors"))
-        rows = np.random.default_rng(_SEED).choice(store.count, chosen.train_vectors, replace=False)
-        index.train(store.take_vectors(np.sort(rows)))
-        report(Progress("train", chosen.train_vectors, chosen.train_vectors, "vectors"))
-    for block in store.iter_vectors():
-        index.add(block)
-        report(Progress("add", int(index.ntotal), store.count, "vectors"))
+    return parameters, float(measure(store, index, fresh).mean())
 
 
 def _empty(faiss: Any, factory: str, dim: int) -> Index:  # noqa: ANN401

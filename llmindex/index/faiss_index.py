@@ -9,8 +9,10 @@ on loading is that the file is there, has the size it was recorded with, and hol
 import logging
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,8 @@ _PARAMETERS = re.compile(r"((nprobe|efSearch)=[1-9]\d{0,8})?")
 
 # FAISS on a GPU keeps its candidates in shared memory, of which there is so much.
 _GPU_MOST: Final = 2_048
+
+T = TypeVar("T")
 
 Index = Any
 """A ``faiss.Index``: FAISS has no types."""
@@ -55,7 +59,7 @@ class VectorIndex:
         self._lists = faiss.try_extract_index_ivf(index)
         self._widening = threading.Lock()
         too_wide = self._lists is not None and self._lists.nprobe > _GPU_MOST
-        self._gpu = None if too_wide else on_gpu(faiss, index)
+        self._gpu = None if too_wide else _on_gpu(faiss, index)
 
     @classmethod
     def load(cls, store: VectorStore) -> "VectorIndex":
@@ -138,15 +142,10 @@ def _stale(store: VectorStore, fault: str) -> StaleIndex:
 
 def _read(store: VectorStore, record: IndexRecord) -> Index:
     """Read an index file, mapped if possible, and set the search effort it was tuned to."""
-    faiss = require_faiss()
     path = store.path / record.file
     try:
-        try:
-            # Not IO_FLAG_MMAP, which maps inverted lists, too: that starts 32 threads for each search.
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError:  # some kinds cannot be mapped
-            index = faiss.read_index(str(path))
-        faiss.ParameterSpace().set_index_parameters(index, record.parameters)
+        index = map_index(path)
+        require_faiss().ParameterSpace().set_index_parameters(index, record.parameters)
     except (RuntimeError, MemoryError) as error:
         raise _stale(store, f"{path} cannot be read ({faiss_reason(error)})") from error
     if (index.d, index.ntotal) != (store.dim, store.count):
@@ -155,7 +154,33 @@ def _read(store: VectorStore, record: IndexRecord) -> Index:
     return index
 
 
-def on_gpu(faiss: Any, index: Index) -> Index | None:  # noqa: ANN401
+def map_index(path: Path) -> Index:
+    """Open an index file: mapped into memory where FAISS can, else read.
+
+    Raises:
+        RuntimeError: it is no index file.
+        MemoryError: it cannot be mapped, and is too large to be read.
+    """
+    faiss = require_faiss()
+    try:
+        # Not IO_FLAG_MMAP, which maps inverted lists, too: that starts 32 threads for each search.
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError:
+        return faiss.read_index(str(path))
+
+
+def with_gpu(index: Index, work: Callable[[Index], T]) -> T:
+    """Do some work with a copy of an index on the GPU; with itself where there is no GPU, or it gives up."""
+    gpu = _on_gpu(require_faiss(), index)
+    if gpu is not None:
+        try:
+            return work(gpu)
+        except (RuntimeError, MemoryError) as error:
+            logger.warning("the GPU could not build the index (%s); the CPU does", faiss_reason(error))
+    return work(index)
+
+
+def _on_gpu(faiss: Any, index: Index) -> Index | None:  # noqa: ANN401
     """A copy of the index on the GPU; None where there is no GPU, or it has no such index."""
     suitable = isinstance(index, faiss.IndexFlat) or faiss.try_extract_index_ivf(index) is not None
     if not suitable or not faiss.get_num_gpus():
