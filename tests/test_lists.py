@@ -14,6 +14,7 @@ import pytest
 from llmindex.index import lists
 from llmindex.index.building import rebuild
 from llmindex.index.faiss_index import VectorIndex
+from llmindex.index.footprint import BUFFER
 from llmindex.progress import Progress
 from llmindex.store.manifest import Manifest
 from llmindex.store.reader import VectorStore
@@ -31,7 +32,7 @@ def trained(store: VectorStore, factory: str) -> Any:  # noqa: ANN401
 
 
 @pytest.mark.parametrize("factory", STREAMED)
-@pytest.mark.parametrize("buffer", [lists.BUFFER, 20_000])
+@pytest.mark.parametrize("buffer", [BUFFER, 20_000])
 def test_the_file_is_that_of_an_index_filled_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str, buffer: int
 ) -> None:

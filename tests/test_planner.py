@@ -1,5 +1,6 @@
 import importlib
 import importlib.metadata
+import re
 import subprocess
 import sys
 
@@ -38,6 +39,59 @@ def test_kmeans_always_has_enough_to_train_on(count: int) -> None:
     assert planned.nlist & (planned.nlist - 1) == 0
     assert 39 * planned.nlist <= planned.train_vectors <= count
     assert 0.5 < planned.nlist / (4 * count**0.5) < 2
+
+
+@pytest.mark.parametrize(
+    ("count", "recall", "megabytes", "factory"),
+    [
+        (1_000_000, 0.95, 1_200, "IVF4096,SQfp16"),
+        (1_000_000, 0.95, 800, "IVF4096,SQ8"),
+        (3_000_000, 0.95, 2_000, "IVF8192,SQ8"),
+        (3_000_000, 0.99, 3_000, "IVF8192,SQfp16"),
+        (20_000, 0.95, 10_000, "Flat"),
+        (40_000, 0.95, 350, "IVF1024,SQfp16"),
+    ],
+)
+def test_the_plan_for_so_much_memory(count: int, recall: float, megabytes: int, factory: str) -> None:
+    planned = plan(count, 384, recall=recall, memory=megabytes * 10**6)
+    assert planned.factory == factory
+    assert planned.footprint.peak <= megabytes * 10**6
+
+
+@given(
+    count=st.integers(1, 10**8),
+    dim=st.integers(1, 4_096),
+    recall=st.floats(0.5, 1),
+    memory=st.integers(10**8, 10**11),
+)
+def test_a_plan_keeps_within_memory_or_names_what_would_do(count: int, dim: int, recall: float, memory: int) -> None:
+    try:
+        planned = plan(count, dim, recall=recall, memory=memory)
+    except UsageError as error:
+        said = re.fullmatch(
+            r"[\d,]+ vectors of length \d+ cannot be indexed for recall [\d.]+ in [\d,]+ MB; "
+            r"--memory (\d+)MB would do(?:, or --recall ([\d.]+))?",
+            str(error),
+        )
+        assert said
+        enough = int(said[1]) * 10**6
+        assert plan(count, dim, recall=recall, memory=enough).footprint.peak <= enough
+        if said[2]:
+            assert float(said[2]) < recall
+            assert plan(count, dim, recall=float(said[2]), memory=memory).footprint.peak <= memory
+    else:
+        assert planned.footprint.peak <= memory
+
+
+def test_more_memory_is_never_worse() -> None:
+    planned = [plan(1_000_000, 384, memory=megabytes * 10**6) for megabytes in (700, 800, 1_000, 1_100, 2_000)]
+    assert [each.footprint.file for each in planned] == sorted(each.footprint.file for each in planned)
+    assert planned[-1] == plan(1_000_000, 384)
+
+
+def test_memory_and_a_factory() -> None:
+    with pytest.raises(UsageError, match="--memory chooses the index, and so does --factory: leave one of them out"):
+        plan(100, 32, "Flat", memory=10**9)
 
 
 def test_a_factory_of_ones_own() -> None:

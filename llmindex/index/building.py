@@ -10,7 +10,7 @@ from llmindex.errors import StorageError, UsageError
 from llmindex.index.effort import find_effort, measure, tune
 from llmindex.index.faiss_index import Index, map_index, with_gpu
 from llmindex.index.lists import are_last, write_lists
-from llmindex.index.planner import IndexPlan, faiss_reason, plan, require_faiss
+from llmindex.index.planner import DEFAULT_RECALL, IndexPlan, faiss_reason, plan, require_faiss
 from llmindex.index.recall import SAMPLE, draw_sample, gather
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.files import hash_file, make_folder, replacing, sync
@@ -27,7 +27,8 @@ def build_index(
     store: VectorStore,
     *,
     factory: str | None = None,
-    recall: float = 0.95,
+    recall: float = DEFAULT_RECALL,
+    memory: int | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> IndexRecord:
     """Train an index, fill its file, tune its search effort, and measure what it finds.
@@ -40,10 +41,12 @@ def build_index(
         store: where the vectors are, and its folder the index file goes to.
         factory: FAISS factory string; None for the planner's choice.
         recall: the recall@10 that the search effort is to reach, on stored vectors as queries.
+        memory: the most bytes that building and searching it may take, besides a model; None for no bound.
         on_progress: told of the stages "train", "assign", "add" and "tune".
 
     Raises:
-        UsageError: the store is empty, the recall is not a share, or FAISS cannot make such an index.
+        UsageError: the store is empty, the recall is not a share, FAISS cannot make such an index, or none reaches
+            the recall in so much memory.
         MissingPackage: FAISS is not installed.
         StorageError: the disk refused; nothing is left of the file.
     """
@@ -51,7 +54,7 @@ def build_index(
         raise UsageError(f"--recall must be above 0 and at most 1, got {recall}")
     if not store.count:
         raise UsageError(f"{store.path} holds no documents: there is nothing to index")
-    chosen = plan(store.count, store.dim, factory)
+    chosen = plan(store.count, store.dim, factory, recall=recall, memory=memory)
     report = on_progress or (lambda _: None)
     written = store.path / "faiss" / "written.faiss"
     make_folder(written.parent)
@@ -74,7 +77,8 @@ def rebuild(
     writer: VectorWriter,
     *,
     factory: str | None = None,
-    recall: float = 0.95,
+    recall: float = DEFAULT_RECALL,
+    memory: int | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> IndexRecord:
     """Build an index of what a writer has committed, and commit it in place of the one before.
@@ -85,7 +89,8 @@ def rebuild(
         StorageError: the disk refused; the index before still counts.
     """
     try:
-        record = build_index(VectorStore.open(writer.path), factory=factory, recall=recall, on_progress=on_progress)
+        store = VectorStore.open(writer.path)
+        record = build_index(store, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
     except StorageError as error:
         safe = f"{writer.manifest.count:,} documents are safe"
         raise StorageError(f"{error}; {safe}; free space and run `llmindex reindex -i {writer.path}`") from error

@@ -9,21 +9,17 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmindex.index.faiss_index import Index, with_gpu
+from llmindex.index.footprint import BUFFER, ROW
 from llmindex.index.planner import require_faiss
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Rows, Vectors
 from llmindex.store.reader import VectorStore
-
-BUFFER: Final = 32 * 2**20
-"""Bytes of codes that are gathered before they are written: each list then gets some at a time."""
-
-_ROW_BYTES: Final = 8
 
 Assigned = NDArray[np.int32]
 """The inverted list of each row, ``(count,)``."""
@@ -125,8 +121,8 @@ class _Places:
     def __init__(self, descriptor: int, start: int, sizes: NDArray[np.int64], code_size: int) -> None:
         self._descriptor = descriptor
         self._code_size = code_size
-        ends = start + np.cumsum(sizes * (code_size + _ROW_BYTES))
-        self._rows = ends - sizes * _ROW_BYTES
+        ends = start + np.cumsum(sizes * (code_size + ROW))
+        self._rows = ends - sizes * ROW
         self._codes = self._rows - sizes * code_size
 
     def write(self, assigned: Assigned, codes: NDArray[np.uint8], rows: Rows) -> None:
@@ -138,7 +134,7 @@ class _Places:
             self._put(codes[first:stop], int(self._codes[number]))
             self._put(rows[first:stop], int(self._rows[number]))
             self._codes[number] += (stop - first) * self._code_size
-            self._rows[number] += (stop - first) * _ROW_BYTES
+            self._rows[number] += (stop - first) * ROW
 
     def _put(self, values: NDArray[Any], place: int) -> None:
         left = values.data.cast("B")
