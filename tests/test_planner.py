@@ -19,10 +19,10 @@ from llmindex.index.planner import check_factory, faiss_reason, plan, require_fa
         (0, "Flat", 0),
         (1, "Flat", 0),
         (49_999, "Flat", 0),
-        (50_000, "IVF1024,SQfp16", 50_000),
-        (200_000, "IVF2048,SQfp16", 131_072),
-        (1_000_000, "IVF4096,SQfp16", 262_144),
-        (10_000_000, "IVF16384,SQfp16", 1_048_576),
+        (50_000, "IVF1024,SQfp16", 32_768),
+        (200_000, "IVF2048,SQfp16", 65_536),
+        (1_000_000, "IVF4096,SQfp16", 131_072),
+        (10_000_000, "IVF16384,SQfp16", 524_288),
     ],
 )
 def test_the_plan_for_so_many_vectors(count: int, factory: str, train: int) -> None:
@@ -37,7 +37,7 @@ def test_kmeans_always_has_enough_to_train_on(count: int) -> None:
     assert planned.nlist is not None
     assert planned.factory == f"IVF{planned.nlist},SQfp16"
     assert planned.nlist & (planned.nlist - 1) == 0
-    assert 39 * planned.nlist <= planned.train_vectors <= count
+    assert 32 * planned.nlist == planned.train_vectors <= count
     assert 0.5 < planned.nlist / (4 * count**0.5) < 2
 
 
@@ -96,7 +96,7 @@ def test_memory_and_a_factory() -> None:
 
 def test_a_factory_of_ones_own() -> None:
     planned = plan(1_000_000, 64, "OPQ16,IVF4096,PQ16")
-    assert (planned.factory, planned.nlist, planned.train_vectors) == ("OPQ16,IVF4096,PQ16", 4096, 262_144)
+    assert (planned.factory, planned.nlist, planned.train_vectors) == ("OPQ16,IVF4096,PQ16", 4096, 131_072)
     assert plan(500, 64, "HNSW32").train_vectors == 500
 
 

@@ -10,7 +10,7 @@ from llmindex.errors import StorageError, UsageError
 from llmindex.index.effort import find_effort, measure, tune
 from llmindex.index.faiss_index import Index, map_index, with_gpu
 from llmindex.index.lists import are_last, write_lists
-from llmindex.index.planner import DEFAULT_RECALL, IndexPlan, faiss_reason, plan, require_faiss
+from llmindex.index.planner import DEFAULT_RECALL, ROUNDS, IndexPlan, faiss_reason, plan, require_faiss
 from llmindex.index.recall import SAMPLE, draw_sample, gather
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.files import hash_file, make_folder, replacing, sync
@@ -156,6 +156,8 @@ def _empty(faiss: Any, factory: str, dim: int) -> Index:  # noqa: ANN401
     if lists is not None and hasattr(inner, "sq") and inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16:
         # Stored vectors are float16 as they are; less their centroid they would be rounded once more.
         inner.by_residual = False
+    if hasattr(inner, "cp"):
+        inner.cp.niter = ROUNDS
     # FAISS writes to stderr when k-means has fewer vectors than it would like.
     for clustering in (getattr(inner, "cp", None), getattr(getattr(inner, "pq", None), "cp", None)):
         if clustering is not None:
