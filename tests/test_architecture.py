@@ -23,7 +23,7 @@ LAYERS = (
         "__init__ spec prompts batching pooling embedded adapter whitening models settings device backbone encoder",
     ),
     ("store", "files manifest shard reader values writer verify"),
-    ("index", "footprint planner recall faiss_index effort lists building search"),
+    ("index", "footprint planner recall rescore faiss_index effort lists building search"),
     ("", "pipeline builder"),
     ("cluster", "options distinct neighbors edge_order spanning_tree hdbscan_tree noise reduce groups result saved"),
     ("cluster", "central assign keywords clustering layout map"),

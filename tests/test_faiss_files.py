@@ -14,7 +14,7 @@ import pytest
 
 from llmindex.errors import StaleIndex
 from llmindex.index.building import rebuild
-from llmindex.index.faiss_index import VectorIndex
+from llmindex.index.faiss_index import VectorIndex, rescored_by
 from llmindex.store.manifest import Manifest
 from llmindex.store.reader import VectorStore
 from llmindex.store.verify import verify
@@ -37,8 +37,8 @@ def test_mapped_equals_in_memory(tmp_path: Path, factory: str, capfd: pytest.Cap
     queries = make_vectors(30, 16, seed=2)
     whole: Any = faiss.read_index(str(file_of(store)))
     space: Any = faiss.ParameterSpace()
-    space.set_index_parameters(whole, record.parameters)
-    expected = VectorIndex(whole).search(queries, 10)
+    space.set_index_parameters(whole, record.parameters.partition(",")[0])
+    expected = VectorIndex(whole, store, rescored_by(record.parameters)).search(queries, 10)
     found = mapped.search(queries, 10)
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_array_equal(found.scores, expected.scores)

@@ -10,7 +10,7 @@ from llmindex.errors import StorageError, UsageError
 from llmindex.index.effort import find_effort, measure, tune
 from llmindex.index.faiss_index import Index, map_index, with_gpu
 from llmindex.index.lists import are_last, write_lists
-from llmindex.index.planner import DEFAULT_RECALL, ROUNDS, IndexPlan, faiss_reason, plan, require_faiss
+from llmindex.index.planner import DEFAULT_RECALL, ROUNDS, IndexPlan, faiss_reason, plan, require_faiss, rescoring
 from llmindex.index.recall import SAMPLE, draw_sample, gather
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.files import hash_file, make_folder, replacing, sync
@@ -61,7 +61,7 @@ def build_index(
     try:
         with replacing(written) as temporary:
             _write(store, chosen, temporary, report)
-        parameters, reached = _tune(store, map_index(written), recall, report)
+        parameters, reached = _tune(store, map_index(written), recall, rescoring(chosen.factory), report)
         sha256, size = hash_file(written), written.stat().st_size
         name = f"faiss/{store.vectors_id[:16]}-{sha256[:16]}.faiss"
         written.replace(store.path / name)
@@ -134,7 +134,9 @@ def _train(store: VectorStore, index: Index, chosen: IndexPlan, report: Progress
     return trained if trained is index else require_faiss().index_gpu_to_cpu(trained)
 
 
-def _tune(store: VectorStore, index: Index, recall: float, report: ProgressCallback) -> tuple[str, float]:
+def _tune(
+    store: VectorStore, index: Index, recall: float, rescored: int, report: ProgressCallback
+) -> tuple[str, float]:
     """The search parameters that reach the recall, and the recall@10 measured with them on other queries."""
     report(Progress("tune", 0, None, "settings"))
     effort = find_effort(index)
@@ -144,9 +146,11 @@ def _tune(store: VectorStore, index: Index, recall: float, report: ProgressCallb
         # One pass over the store for two samples: one to tune on, a fresh one to measure on.
         both = draw_sample(store, 2 * SAMPLE, _SEED)
         enough = len(both.rows) == 2 * SAMPLE
-        parameters = tune(store, index, effort, both.part(0, SAMPLE) if enough else both, recall, report)
+        tuned_on = both.part(0, SAMPLE) if enough else both
+        parameters = tune(store, index, effort, tuned_on, recall, rescored, report)
         fresh = both.part(SAMPLE, 2 * SAMPLE) if enough else both
-    return parameters, float(measure(store, index, fresh).mean())
+    reached = float(measure(store, index, fresh, rescored).mean())
+    return f"{parameters},rescore={rescored}" if rescored else parameters, reached
 
 
 def _empty(faiss: Any, factory: str, dim: int) -> Index:  # noqa: ANN401

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from llmindex.index.faiss_index import Index
 from llmindex.index.planner import require_faiss
 from llmindex.index.recall import NEIGHBORS, Sample, least_effort, recalls
+from llmindex.index.rescore import nearest_of
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.reader import VectorStore
 
@@ -36,7 +37,13 @@ def find_effort(index: Index) -> Effort | None:
 
 
 def tune(
-    store: VectorStore, index: Index, effort: Effort, sample: Sample, recall: float, report: ProgressCallback
+    store: VectorStore,
+    index: Index,
+    effort: Effort,
+    sample: Sample,
+    recall: float,
+    rescored: int,
+    report: ProgressCallback,
 ) -> str:
     """Set the search effort to what reaches the recall, and return it as FAISS's parameter string."""
     space = require_faiss().ParameterSpace()
@@ -45,7 +52,7 @@ def tune(
     def reaches(value: int) -> bool:
         nonlocal tried
         space.set_index_parameter(index, effort.name, value)
-        shares = measure(store, index, sample)
+        shares = measure(store, index, sample, rescored)
         tried += 1
         report(Progress("tune", tried, None, "settings"))
         # By a standard error, so that queries that were not tuned on reach it, too.
@@ -56,7 +63,10 @@ def tune(
     return f"{effort.name}={chosen}"
 
 
-def measure(store: VectorStore, index: Index, sample: Sample) -> NDArray[np.float64]:
-    """The recall@10 of each query of a sample, ``(q,)``, with the effort that is set."""
-    _, found = index.search(sample.queries, min(NEIGHBORS + 1, store.count))
+def measure(store: VectorStore, index: Index, sample: Sample, rescored: int) -> NDArray[np.float64]:
+    """The recall@10 of each query of a sample, ``(q,)``, with the effort that is set, and so much scored again."""
+    k = min(NEIGHBORS + 1, store.count)
+    _, found = index.search(sample.queries, min(max(1, rescored) * k, store.count))
+    if rescored:
+        _, found = nearest_of(store, sample.queries, found, k)
     return recalls(sample, found, store)

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from llmindex.errors import StaleIndex, UsageError
 from llmindex.index.planner import faiss_reason, require_faiss
+from llmindex.index.rescore import nearest_of
 from llmindex.records import Rows, Vectors
 from llmindex.store.manifest import IndexRecord, Manifest
 from llmindex.store.reader import VectorStore
 
 logger = logging.getLogger(__name__)
 
-_PARAMETERS = re.compile(r"((nprobe|efSearch)=[1-9]\d{0,8})?")
+_PARAMETERS = re.compile(r"((?:nprobe|efSearch)=[1-9]\d{0,8})?(?:,rescore=([1-9]\d?))?")
 
 # FAISS on a GPU keeps its candidates in shared memory, of which there is so much.
 _GPU_MOST: Final = 2_048
@@ -52,10 +53,18 @@ class Neighbors:
 class VectorIndex:
     """An index that is ready to search. May be used from several threads."""
 
-    def __init__(self, index: Index) -> None:
-        """Use :meth:`load`."""
+    def __init__(self, index: Index, store: VectorStore | None = None, rescored: int = 0) -> None:
+        """Use :meth:`load`.
+
+        Args:
+            index: the FAISS index.
+            store: whose vectors score again what it finds; needed where that is asked for.
+            rescored: how many times as many candidates are scored again; 0 for none.
+        """
         faiss = require_faiss()
         self._index = index
+        self._store = store
+        self._rescored = rescored
         self._lists = faiss.try_extract_index_ivf(index)
         self._widening = threading.Lock()
         too_wide = self._lists is not None and self._lists.nprobe > _GPU_MOST
@@ -74,7 +83,7 @@ class VectorIndex:
             record = manifest.index
             fault = fault_of(store, record)
             if record is not None and not fault:
-                return cls(_read(store, record))
+                return cls(_read(store, record), store, rescored_by(record.parameters))
         raise _stale(store, fault)
 
     def search(self, queries: Vectors, k: int) -> Neighbors:
@@ -96,10 +105,13 @@ class VectorIndex:
         if k < 1:
             raise UsageError(f"k must be at least 1, got {k}")
         k = min(k, self._index.ntotal)
-        index = self._gpu if self._gpu is not None and k <= _GPU_MOST else self._index
-        scores, rows = index.search(np.ascontiguousarray(queries), k)
-        if self._lists is not None and (rows < 0).any():
+        wanted = min(max(1, self._rescored) * k, self._index.ntotal)
+        index = self._gpu if self._gpu is not None and wanted <= _GPU_MOST else self._index
+        scores, rows = index.search(np.ascontiguousarray(queries), wanted)
+        if self._lists is not None and (rows[:, :k] < 0).any():
             self._widen(queries, scores, rows)
+        if self._rescored and self._store is not None:
+            scores, rows = nearest_of(self._store, queries, rows, k)
         scores[rows < 0] = -np.inf
         order = np.lexsort((rows, -scores), axis=1)
         return Neighbors(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
@@ -133,6 +145,12 @@ def fault_of(store: VectorStore, record: IndexRecord | None) -> str:
     return "" if _PARAMETERS.fullmatch(record.parameters) else f'{path} has search parameters "{record.parameters}"'
 
 
+def rescored_by(parameters: str) -> int:
+    """How many times as many candidates the parameters of a record have scored again."""
+    found = _PARAMETERS.fullmatch(parameters)
+    return int(found[2] or 0) if found else 0
+
+
 def _stale(store: VectorStore, fault: str) -> StaleIndex:
     remedy = f"run `llmindex reindex -i {store.path}`"
     if not store.manifest.corpus.complete:
@@ -145,7 +163,8 @@ def _read(store: VectorStore, record: IndexRecord) -> Index:
     path = store.path / record.file
     try:
         index = map_index(path)
-        require_faiss().ParameterSpace().set_index_parameters(index, record.parameters)
+        effort = record.parameters.partition(",")[0]
+        require_faiss().ParameterSpace().set_index_parameters(index, effort)
     except (RuntimeError, MemoryError) as error:
         raise _stale(store, f"{path} cannot be read ({faiss_reason(error)})") from error
     if (index.d, index.ntotal) != (store.dim, store.count):

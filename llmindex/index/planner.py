@@ -32,6 +32,9 @@ _LEAST_PER_LIST = 16
 _VECTORS_PER_LIST = 39
 # Of fewer vectors than this inverted lists would save less than a process needs anyway.
 _LISTS_FROM = 10_000
+RESCORED: Final = 10
+"""Codes of a bit a number find so many times as many candidates, from which the stored vectors pick."""
+
 # What the codes of a factory of the user's own may need: 256 centroids at 256 points each, with some to spare.
 _TRAIN_OTHER = 100_000
 
@@ -70,21 +73,24 @@ class _Codes:
     Attributes:
         name: FAISS's name of it.
         bits: of a number.
+        more: bytes of a vector beside these.
         recall: the recall@10 that it reaches where all lists are looked at.
-        residuals: the most vectors that FAISS fits the codes to.
+        residuals: the most vectors that FAISS fits the codes to; None for all that it trains on.
         what: in words.
     """
 
     name: str
     bits: int
+    more: int
     recall: float
-    residuals: int
+    residuals: int | None
     what: str
 
 
 _CODES = (
-    _Codes("SQfp16", 16, 1.0, 0, "float16 vectors"),
-    _Codes("SQ8", 8, 0.98, 100_000, "vectors of 8 bits a number"),
+    _Codes("SQfp16", 16, 0, 1.0, 0, "float16 vectors"),
+    _Codes("SQ8", 8, 0, 0.98, 100_000, "vectors of 8 bits a number"),
+    _Codes("RaBitQ", 1, 8, 0.96, None, "vectors of a bit a number, hits scored again"),
 )
 
 
@@ -143,8 +149,9 @@ def _in_lists(count: int, dim: int, codes: _Codes, memory: int | None) -> IndexP
     per_list = _TRAIN_PER_LIST
     while True:
         train_vectors = min(count, per_list * nlist)
-        residuals = min(train_vectors, codes.residuals)
-        footprint = in_lists(count, dim, nlist, dim * codes.bits // 8, train_vectors, residuals)
+        residuals = train_vectors if codes.residuals is None else min(train_vectors, codes.residuals)
+        code_bytes = math.ceil(dim * codes.bits / 8) + codes.more
+        footprint = in_lists(count, dim, nlist, code_bytes, train_vectors, residuals)
         if memory is None or footprint.build <= memory or nlist == 1:
             break
         # Fewer vectors first, then also fewer lists.
@@ -178,6 +185,14 @@ def _too_little(count: int, dim: int, recall: float, memory: int) -> UsageError:
         f"{count:,} vectors of length {dim} cannot be indexed for recall {recall:g} in {memory / 1e6:,.0f} MB; "
         f"--memory {math.ceil(enough / 1e6)}MB would do{other}"
     )
+
+
+def rescoring(factory: str) -> int:
+    """How many times as many candidates an index finds for the stored vectors to pick from; 0 where it is exact enough.
+
+    Codes of a bit a number find little more than half of what is near; the rest is among what they rank next.
+    """
+    return RESCORED if re.search(r"RaBitQ\w*$", factory) else 0
 
 
 def check_factory(factory: str, dim: int, count: int | None = None) -> None:

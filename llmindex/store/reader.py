@@ -186,6 +186,11 @@ class VectorStore:
                 yield stored_vectors(batch.column(0)).astype(np.float32)
             shard.release()
 
+    def release(self) -> None:
+        """Give back the memory of what was read so far, by whichever call; reading it again costs little."""
+        for shard in self._shards:
+            shard.release()
+
     def vectors(self) -> Vectors:
         """All vectors, ``(count, dim) float32``."""
         every = np.empty((self.count, self.dim), np.float32)
