@@ -55,8 +55,8 @@ def tune(
         shares = measure(store, index, sample, rescored)
         tried += 1
         report(Progress("tune", tried, None, "settings"))
-        # By a standard error, so that queries that were not tuned on reach it, too.
-        return bool(shares.mean() - shares.std() / np.sqrt(len(shares)) >= recall)
+        # By two standard errors, so that queries that were not tuned on reach it, too.
+        return bool(shares.mean() - 2 * shares.std() / np.sqrt(len(shares)) >= recall)
 
     chosen = least_effort(reaches, effort.least, effort.most)
     space.set_index_parameter(index, effort.name, chosen)
