@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmindex.errors import MissingPackage, UsageError
@@ -58,6 +58,7 @@ def test_the_plan_for_so_much_memory(count: int, recall: float, megabytes: int, 
     assert planned.footprint.peak <= megabytes * 10**6
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(1, 10**8),
     dim=st.integers(1, 4_096),
