@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmindex.index.planner import DEFAULT_RECALL
 from llmindex.progress import ProgressCallback
 from llmindex.records import Hit
 from llmindex.store.manifest import IndexRecord
@@ -97,19 +98,26 @@ class Index:
         self,
         *,
         factory: str | None = None,
-        recall: float = 0.95,
+        recall: float = DEFAULT_RECALL,
+        memory: int | None = None,
         on_progress: ProgressCallback | None = None,
     ) -> IndexRecord:
         """Build the FAISS index anew from the stored vectors, and open it.
 
+        Args:
+            factory: a FAISS factory string; planned if left out.
+            recall: recall@10 against exact search that the index is tuned to.
+            memory: the most bytes that building and searching the index may take, besides the model.
+            on_progress: called with the stages "train", "assign", "add", "tune".
+
         Raises:
-            UsageError: FAISS does not take the factory string.
+            UsageError: FAISS does not take the factory string, or nothing reaches the recall in so much memory.
             IndexLocked: another process is writing to the index.
         """
-        from llmindex.index import faiss_index
+        from llmindex.index import building
 
         with VectorWriter.open(self.path) as writer:
-            record = faiss_index.rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
+            record = building.rebuild(writer, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
         self.store = VectorStore.open(self.path)
         self.__dict__.pop("searcher", None)
         return record

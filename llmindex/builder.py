@@ -10,25 +10,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from llmindex.corpus import Corpus, CorpusOptions, Position
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import BuildInterrupted, CorpusError, SpecMismatch, UsageError
-from llmindex.index import faiss_index, planner
+from llmindex.index import building, faiss_index, planner
+from llmindex.index.planner import DEFAULT_RECALL
 from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.manifest import MANIFEST_NAME, CorpusRecord, EncoderRecord, IndexRecord, Manifest, VectorDtype
 from llmindex.store.reader import VectorStore
-from llmindex.store.writer import VectorWriter
+from llmindex.store.writer import SHARD_ROWS, VectorWriter
 
 Sources: TypeAlias = str | Path | Sequence[str | Path] | pa.Table
 
-DEFAULT_RECALL = 0.95
-
 _PLAN_SAMPLE = 64
 _PLAN_WINDOW = 2048
+# Indexing takes so much longer than its matrix products alone: selecting the best, reading, tuning.
+_INDEX_SLACK = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,12 @@ class BuildPlan:
         bad_rows: rows that would be left out, by kind.
         tokens: model tokens, prompts included.
         truncated: documents whose text would be cut.
-        seconds: estimate from the speed of a sample on this machine.
+        seconds: estimate of encoding, from the speed of a sample on this machine.
+        index_seconds: estimate of indexing, from the speed of a matrix product.
         disk_bytes: estimate of the finished index folder.
         memory_bytes: estimate of the peak, model and FAISS index included.
+        index_memory_bytes: estimate of the peak of building the FAISS index, without a model.
+        search_memory_bytes: estimate of what a search has in memory, without a model.
         factory: FAISS factory string.
         model: name of the backbone.
         adapter: name of its adapter, or None.
@@ -90,8 +95,11 @@ class BuildPlan:
     tokens: int
     truncated: int
     seconds: float
+    index_seconds: float
     disk_bytes: int
     memory_bytes: int
+    index_memory_bytes: int
+    search_memory_bytes: int
     factory: str
     model: str
     adapter: str | None
@@ -112,6 +120,7 @@ def build(
     vector_dtype: VectorDtype = "float16",
     factory: str | None = None,
     recall: float = DEFAULT_RECALL,
+    memory: int | None = None,
     overwrite: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> BuildReport:
@@ -125,8 +134,9 @@ def build(
         vector_dtype: how vectors are stored.
         factory: a FAISS factory string; planned from the number of vectors if left out.
         recall: recall@10 against exact search that the FAISS index is tuned to.
+        memory: the most bytes that building and searching the FAISS index may take, besides the model.
         overwrite: start afresh where there is an index already.
-        on_progress: called with the stages "scan", "encode", "train", "add", "tune".
+        on_progress: called with the stages "scan", "encode", "train", "assign", "add", "tune".
 
     Raises:
         BuildInterrupted: Ctrl-C; what was encoded is committed, and the same call goes on from there.
@@ -139,6 +149,8 @@ def build(
         model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
         if factory is not None:
             planner.check_factory(factory, model.spec.dim, opened.rows)
+        if opened.rows:
+            planner.plan(opened.rows, model.spec.dim, factory, recall=recall, memory=memory)
         next(opened.windows(1))  # a corpus without any usable row must not leave an empty index, nor replace one
         with _writer(path, opened, model, vector_dtype, overwrite) as writer:
             complete = writer.manifest.corpus.complete
@@ -149,7 +161,7 @@ def build(
                     added = _encode(opened, model, writer, seconds, on_progress)
                 del model  # its memory is the index's now, unless the caller keeps it
                 indexing = time.perf_counter()
-                record = _index(path, writer, factory, recall, on_progress)
+                record = _index(path, writer, factory, recall, memory, on_progress)
             except KeyboardInterrupt as interrupt:
                 raise BuildInterrupted(writer.manifest.count) from interrupt
             seconds |= {"index": time.perf_counter() - indexing, "total": time.perf_counter() - started}
@@ -177,6 +189,7 @@ def plan(
     vector_dtype: VectorDtype = "float16",
     factory: str | None = None,
     recall: float = DEFAULT_RECALL,
+    memory: int | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> BuildPlan:
     """Count what :func:`build` would do with the same arguments, and write nothing.
@@ -202,9 +215,9 @@ def plan(
             bad_rows = window.position.bad_rows
             if on_progress is not None:
                 on_progress(Progress("count", documents, opened.rows, tokens=tokens))
-        planned = planner.plan(documents, dim, factory)
+        planned = planner.plan(documents, dim, factory, recall=recall, memory=memory)
+        footprint = planned.footprint
         stored = documents * dim * (2 if vector_dtype == "float16" else 4)
-        indexed = documents * dim * (2 if "fp16" in planned.factory else 4)
         return BuildPlan(
             documents=documents,
             text_columns=opened.text_columns,
@@ -212,8 +225,11 @@ def plan(
             tokens=tokens,
             truncated=truncated,
             seconds=tokens / speed,
-            disk_bytes=stored + indexed + content // 2,  # zstd halves text, or better
-            memory_bytes=model.memory_bytes + indexed + stored // max(1, documents) * 16_384,
+            index_seconds=_INDEX_SLACK * planned.operations / _operations_per_second(),
+            disk_bytes=stored + footprint.file + content // 2,  # zstd halves text, or better
+            memory_bytes=model.memory_bytes + max(footprint.build, stored // max(1, documents) * SHARD_ROWS),
+            index_memory_bytes=footprint.build,
+            search_memory_bytes=footprint.search,
             factory=planned.factory,
             model=model.spec.backbone,
             adapter=model.spec.adapter,
@@ -239,15 +255,25 @@ def _encode(
 
 
 def _index(
-    path: Path, writer: VectorWriter, factory: str | None, recall: float, on_progress: ProgressCallback | None
+    path: Path,
+    writer: VectorWriter,
+    factory: str | None,
+    recall: float,
+    memory: int | None,
+    on_progress: ProgressCallback | None,
 ) -> IndexRecord:
     """The FAISS index of the store: the one that is there, unless it is stale or another was asked for."""
     manifest = writer.manifest
     record = manifest.index
     if record is not None and not faiss_index.fault_of(VectorStore.open(path), record):
-        if factory in (None, record.factory) and recall in (DEFAULT_RECALL, record.recall_target):
+        asked = factory
+        if memory is not None:
+            asked = planner.plan(
+                manifest.count, manifest.encoder.spec.dim, factory, recall=recall, memory=memory
+            ).factory
+        if asked in (None, record.factory) and recall in (DEFAULT_RECALL, record.recall_target):
             return record
-    return faiss_index.rebuild(writer, factory=factory, recall=recall, on_progress=on_progress)
+    return building.rebuild(writer, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
 
 
 def _writer(path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype, overwrite: bool) -> VectorWriter:
@@ -298,6 +324,17 @@ def _tokens_per_second(encoder: Encoder, texts: list[str]) -> float:
     started = time.perf_counter()
     encoder.forward(tokens)
     return float(tokens.offsets[-1]) / (time.perf_counter() - started)
+
+
+def _operations_per_second() -> float:
+    """Multiplications and additions a second of a matrix product as large as the index's."""
+    left, right = np.ones((2, 1_024, 512), np.float32)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        left @ right.T
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * left.size * len(right) / min(seconds)
 
 
 def _listed(sources: Sources) -> Sequence[str | Path] | pa.Table:

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from llmindex.encode.spec import EncoderSpec
-from llmindex.index.faiss_index import VectorIndex, rebuild
+from llmindex.index.building import rebuild
+from llmindex.index.faiss_index import VectorIndex
 from llmindex.progress import ProgressCallback
 from llmindex.records import Vectors
 from llmindex.store.manifest import CorpusRecord, EncoderRecord, VectorDtype

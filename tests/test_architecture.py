@@ -23,7 +23,7 @@ LAYERS = (
         "__init__ spec prompts batching pooling embedded adapter whitening models settings device backbone encoder",
     ),
     ("store", "files manifest shard reader values writer verify"),
-    ("index", "planner recall faiss_index search"),
+    ("index", "footprint planner recall rescore faiss_index effort lists building search"),
     ("", "pipeline builder"),
     ("cluster", "options distinct neighbors edge_order spanning_tree hdbscan_tree noise reduce groups result saved"),
     ("cluster", "central assign keywords clustering layout map"),
@@ -50,7 +50,8 @@ STRANGERS = {
 FORBIDDEN = {"click", "llmindex_cli", "rich"}
 HEAVY = {"faiss", "hdbscan", "matplotlib", "sklearn", "torch", "transformers", "umap"}
 # What anything may import at any time.
-LIGHT = ("errors", "records", "progress", "corpus/", "encode/spec", "encode/prompts", "store/", "index/planner")
+LIGHT_FILES = ("errors", "records", "progress", "encode/spec", "encode/prompts", "index/footprint", "index/planner")
+LIGHT = ("corpus/", "store/", *LIGHT_FILES)
 
 
 def imports(path: Path) -> Iterator[str]:

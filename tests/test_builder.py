@@ -242,6 +242,23 @@ def test_plan_counts_and_writes_nothing(corpus: Path, encoder: Encoder, tmp_path
     assert 0.3 < plan.disk_bytes / size < 3
 
 
+def test_memory_chooses_the_index_or_refuses_it(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    for run in (llmindex.build, llmindex.plan):
+        with pytest.raises(UsageError, match=r"\d+ vectors of length \d+ cannot be indexed .*--memory \d+MB would do"):
+            run(corpus, tmp_path / "x", encoder=encoder, memory=10**6)
+        with pytest.raises(UsageError, match="leave one of them out"):
+            run(corpus, tmp_path / "x", encoder=encoder, memory=10**9, factory="Flat")
+    assert not (tmp_path / "x").exists()
+    plan = llmindex.plan(corpus, encoder=encoder, memory=10**9)
+    assert plan.search_memory_bytes < plan.index_memory_bytes < min(10**9, plan.memory_bytes)
+    report = llmindex.build(corpus, tmp_path / "x", encoder=encoder, memory=10**9)
+    assert report.index == llmindex.build(corpus, tmp_path / "x", encoder=encoder, memory=2 * 10**9).index
+    index = llmindex.open(tmp_path / "x")
+    assert index.reindex(memory=10**9) == report.index
+    with pytest.raises(UsageError, match="--memory"):
+        index.reindex(memory=10**6)
+
+
 def test_over_long_texts_are_cut_and_counted(tiny_model: Path, tmp_path: Path) -> None:
     table = pa.table({"text": ["short", "long " * 400]})
     encoder = Encoder.load(str(tiny_model), device="cpu", max_tokens=100)

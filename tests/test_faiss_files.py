@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from llmindex.errors import StaleIndex
-from llmindex.index.faiss_index import VectorIndex, build_index, rebuild, save
+from llmindex.index.building import rebuild
+from llmindex.index.faiss_index import VectorIndex, rescored_by
 from llmindex.store.manifest import Manifest
 from llmindex.store.reader import VectorStore
 from llmindex.store.verify import verify
@@ -27,20 +28,28 @@ FACTORIES += ["IVF16,PQ4x4fs", "IVF16,SQ8,RFlat", "NSG16"]
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_mapped_equals_in_memory(tmp_path: Path, factory: str, capfd: pytest.CaptureFixture[str]) -> None:
     store = make_store(tmp_path / "index", make_vectors(1_000, 16))
-    built = build_index(store, factory=factory)
     with VectorWriter.open(store.path) as writer:
-        writer.set_index(save(built, store.path))
+        record = rebuild(writer, factory=factory)
     store = VectorStore.open(store.path)
     mapped = VectorIndex.load(store)
     assert verify(store.path).problems == ()
-    is_mapped = str(file_of(store)) in Path("/proc/self/maps").read_text()
-    assert is_mapped == (not factory.endswith("fs"))  # what FAISS cannot map, it reads
+    assert str(file_of(store)) in Path("/proc/self/maps").read_text()
     queries = make_vectors(30, 16, seed=2)
-    expected = VectorIndex(built.index).search(queries, 10)
+    whole: Any = faiss.read_index(str(file_of(store)))
+    space: Any = faiss.ParameterSpace()
+    space.set_index_parameters(whole, record.parameters.partition(",")[0])
+    expected = VectorIndex(whole, store, rescored_by(record.parameters)).search(queries, 10)
     found = mapped.search(queries, 10)
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_array_equal(found.scores, expected.scores)
     assert capfd.readouterr() == ("", "")
+
+
+def test_mapped_lists_are_views_of_the_file(tmp_path: Path) -> None:
+    """Not OnDiskInvertedLists, which start threads for each search."""
+    _, index = make_index(tmp_path / "index", make_vectors(500, 8), "IVF16,SQfp16")
+    lists: Any = faiss.try_extract_index_ivf(index._index)
+    assert isinstance(faiss.downcast_InvertedLists(lists.invlists), faiss.ArrayInvertedLists)
 
 
 def test_what_cannot_be_mapped_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +152,7 @@ def test_a_full_disk_keeps_the_index_before(indexed: VectorStore) -> None:
     program = """
         import resource, signal, sys
         from llmindex.errors import StorageError
-        from llmindex.index.faiss_index import rebuild
+        from llmindex.index.building import rebuild
         from llmindex.store.writer import VectorWriter
 
         with VectorWriter.open(sys.argv[1]) as writer:

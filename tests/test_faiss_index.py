@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmindex.errors import UsageError
-from llmindex.index.faiss_index import Neighbors, VectorIndex, build_index
-from llmindex.index.recall import draw_sample, least_effort, recalls
+from llmindex.index.building import build_index
+from llmindex.index.faiss_index import Neighbors, VectorIndex
+from llmindex.index.recall import draw_sample, gather, least_effort, recalls
 from llmindex.progress import Progress
 from llmindex.records import Rows, Vectors
 from llmindex.store.reader import VectorStore
@@ -99,7 +100,7 @@ def test_the_recorded_recall_is_true(large: tuple[VectorStore, VectorIndex, list
     name, _, probes = record.parameters.partition("=")
     assert name == "nprobe"
     assert 1 < int(probes) < 256
-    assert [report.stage for report in reports if report.done == report.total] == ["train", "add"]
+    assert [report.stage for report in reports if report.done == report.total] == ["train", "assign", "add"]
     assert reports[-1].stage == "tune"
 
 
@@ -178,6 +179,13 @@ def test_the_sample_is_exact(tmp_path: Path) -> None:
     assert recalls(sample, np.hstack([sample.nearest[:, :5], none, itself]), store).tolist() == [0.5] * 50
     assert recalls(sample, np.hstack([sample.nearest[:, ::-1], itself]), store).tolist() == [1.0] * 50
     assert recalls(sample, np.hstack([itself, none, none]), store).tolist() == [0.0] * 50
+
+
+def test_gathered_vectors_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "index", make_vectors(20_000, 4), window=5_000)
+    rows = np.random.default_rng(0).choice(20_000, 3_000, replace=False)
+    np.testing.assert_array_equal(gather(store, rows), store.vectors()[rows])
+    assert gather(store, rows[:0]).shape == (0, 4)
 
 
 def test_any_duplicate_will_do(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 import importlib
 import importlib.metadata
+import re
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmindex.errors import MissingPackage, UsageError
@@ -18,10 +19,10 @@ from llmindex.index.planner import check_factory, faiss_reason, plan, require_fa
         (0, "Flat", 0),
         (1, "Flat", 0),
         (49_999, "Flat", 0),
-        (50_000, "IVF1024,SQfp16", 50_000),
-        (200_000, "IVF2048,SQfp16", 131_072),
-        (1_000_000, "IVF4096,SQfp16", 262_144),
-        (10_000_000, "IVF16384,SQfp16", 1_048_576),
+        (50_000, "IVF1024,SQfp16", 32_768),
+        (200_000, "IVF2048,SQfp16", 65_536),
+        (1_000_000, "IVF4096,SQfp16", 131_072),
+        (10_000_000, "IVF16384,SQfp16", 524_288),
     ],
 )
 def test_the_plan_for_so_many_vectors(count: int, factory: str, train: int) -> None:
@@ -36,13 +37,67 @@ def test_kmeans_always_has_enough_to_train_on(count: int) -> None:
     assert planned.nlist is not None
     assert planned.factory == f"IVF{planned.nlist},SQfp16"
     assert planned.nlist & (planned.nlist - 1) == 0
-    assert 39 * planned.nlist <= planned.train_vectors <= count
+    assert 32 * planned.nlist == planned.train_vectors <= count
     assert 0.5 < planned.nlist / (4 * count**0.5) < 2
+
+
+@pytest.mark.parametrize(
+    ("count", "recall", "megabytes", "factory"),
+    [
+        (1_000_000, 0.95, 1_200, "IVF4096,SQfp16"),
+        (1_000_000, 0.95, 800, "IVF4096,SQ8"),
+        (3_000_000, 0.95, 2_000, "IVF8192,SQ8"),
+        (3_000_000, 0.99, 3_000, "IVF8192,SQfp16"),
+        (20_000, 0.95, 10_000, "Flat"),
+        (40_000, 0.95, 350, "IVF1024,SQfp16"),
+    ],
+)
+def test_the_plan_for_so_much_memory(count: int, recall: float, megabytes: int, factory: str) -> None:
+    planned = plan(count, 384, recall=recall, memory=megabytes * 10**6)
+    assert planned.factory == factory
+    assert planned.footprint.peak <= megabytes * 10**6
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 10**8),
+    dim=st.integers(1, 4_096),
+    recall=st.floats(0.5, 1),
+    memory=st.integers(10**8, 10**11),
+)
+def test_a_plan_keeps_within_memory_or_names_what_would_do(count: int, dim: int, recall: float, memory: int) -> None:
+    try:
+        planned = plan(count, dim, recall=recall, memory=memory)
+    except UsageError as error:
+        said = re.fullmatch(
+            r"[\d,]+ vectors of length \d+ cannot be indexed for recall [\d.]+ in [\d,]+ MB; "
+            r"--memory (\d+)MB would do(?:, or --recall ([\d.]+))?",
+            str(error),
+        )
+        assert said
+        enough = int(said[1]) * 10**6
+        assert plan(count, dim, recall=recall, memory=enough).footprint.peak <= enough
+        if said[2]:
+            assert float(said[2]) < recall
+            assert plan(count, dim, recall=float(said[2]), memory=memory).footprint.peak <= memory
+    else:
+        assert planned.footprint.peak <= memory
+
+
+def test_more_memory_is_never_worse() -> None:
+    planned = [plan(1_000_000, 384, memory=megabytes * 10**6) for megabytes in (700, 800, 1_000, 1_100, 2_000)]
+    assert [each.footprint.file for each in planned] == sorted(each.footprint.file for each in planned)
+    assert planned[-1] == plan(1_000_000, 384)
+
+
+def test_memory_and_a_factory() -> None:
+    with pytest.raises(UsageError, match="--memory chooses the index, and so does --factory: leave one of them out"):
+        plan(100, 32, "Flat", memory=10**9)
 
 
 def test_a_factory_of_ones_own() -> None:
     planned = plan(1_000_000, 64, "OPQ16,IVF4096,PQ16")
-    assert (planned.factory, planned.nlist, planned.train_vectors) == ("OPQ16,IVF4096,PQ16", 4096, 262_144)
+    assert (planned.factory, planned.nlist, planned.train_vectors) == ("OPQ16,IVF4096,PQ16", 4096, 131_072)
     assert plan(500, 64, "HNSW32").train_vectors == 500
 
 

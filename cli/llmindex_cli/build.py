@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmindex_cli.console import count, duration, kinds_of, note, plain, print_facts, print_json, say, size
-from llmindex_cli.options import Command, Number, corpus_options, encoder_options, json_option
+from llmindex_cli.options import Command, corpus_options, encoder_options, json_option, recall_options
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -38,15 +38,7 @@ STREAM = ("read", "encode", "write")
 )
 @click.option("--overwrite", is_flag=True, help="Start afresh where there is an index already.")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what it will take in tokens, time, disk, memory; stop.")
-@click.option("--factory", metavar="FAISS", help="FAISS factory string, instead of the planner's choice.")
-@click.option(
-    "--recall",
-    type=Number(0, 1, min_open=True),
-    metavar="SHARE",
-    default=0.95,
-    show_default=True,
-    help="Recall@10 against exact search that the FAISS index is tuned to.",
-)
+@recall_options
 @click.option(
     "--vector-dtype",
     type=click.Choice(["float16", "float32"]),
@@ -100,13 +92,14 @@ def _print_plan(plan: "BuildPlan") -> None:
             **_text(plan),
             **_losses(plan),
             "tokens": f"{plan.tokens:,}",
-            "time": f"about {duration(plan.seconds)}",
+            "time": f"about {duration(plan.seconds)}, and {duration(plan.index_seconds)} for the index",
             "disk": size(plan.disk_bytes),
             "memory": size(plan.memory_bytes),
             "model": plan.model
             + (f" with the adapter {plan.adapter}" if plan.adapter else "")
             + f", {plan.dtype} on {plan.device}",
-            "index": plan.factory,
+            "index": f"{plan.factory}: {size(plan.index_memory_bytes)} to build, "
+            f"{size(plan.search_memory_bytes)} to search, besides the model",
         }
     )
     note("Nothing was written.")

@@ -78,6 +78,19 @@ class Number(click.FloatRange):
         return number
 
 
+class Size(click.ParamType[int]):
+    """An amount of memory, such as ``2GB`` or ``512 MiB``, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        """Parse; kB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB of 1024."""
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([kmgt])(i?)b?", str(value), re.IGNORECASE)
+        if not found or not float(found[1]):
+            self.fail(f"'{value}' is not a size such as 2GB or 512MB.", param, ctx)
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2].lower()) + 1))
+
+
 class PromptType(click.ParamType[str]):
     """A prompt's name, or a template that contains ``{text}``."""
 
@@ -170,6 +183,28 @@ def index_option(command: CommandFunction) -> CommandFunction:
         callback=find_index,
         help=f"The index folder. [default: $LLMINDEX_INDEX, else the only *{INDEX_SUFFIX} here]",
     )(command)
+
+
+def recall_options(command: CommandFunction) -> CommandFunction:
+    """``--factory``, ``--recall`` and ``--memory``: what a FAISS index is to be."""
+    return _apply(
+        command,
+        click.option("--factory", metavar="FAISS", help="FAISS factory string, instead of the planner's choice."),
+        click.option(
+            "--recall",
+            type=Number(0, 1, min_open=True),
+            metavar="SHARE",
+            default=0.95,
+            show_default=True,
+            help="Recall@10 against exact search that the FAISS index is tuned to.",
+        ),
+        click.option(
+            "--memory",
+            type=Size(),
+            metavar="SIZE",
+            help="The most that building and searching the FAISS index may take, besides the model: 2GB, 600MB.",
+        ),
+    )
 
 
 def hits_options(command: CommandFunction) -> CommandFunction:

@@ -9,17 +9,32 @@ import importlib
 import importlib.metadata
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from llmindex.errors import MissingPackage, UsageError
+from llmindex.index.footprint import Footprint, in_lists, in_memory
 
 EXACT_UP_TO: Final = 50_000
 """Below this many vectors the index is exact."""
 
-# k-means asks for 39 at the least, and gains nothing noticeable from more than this.
-_TRAIN_PER_LIST = 64
-_LEAST_PER_LIST = 39
+DEFAULT_RECALL: Final = 0.95
+"""The recall@10 that an index is tuned to."""
+
+ROUNDS: Final = 6
+"""Rounds of k-means over the lists' centroids: ten find nothing better, after four a seventh more is looked at."""
+
+# Twice as many vectors to train on find nothing better either; with half as many a seventh more is looked at.
+_TRAIN_PER_LIST = 32
+_LEAST_PER_LIST = 16
+# Smaller lists are not worth their centroids.
+_VECTORS_PER_LIST = 39
+# Of fewer vectors than this inverted lists would save less than a process needs anyway.
+_LISTS_FROM = 10_000
+RESCORED: Final = 10
+"""Codes of a bit a number find so many times as many candidates, from which the stored vectors pick."""
+
 # What the codes of a factory of the user's own may need: 256 centroids at 256 points each, with some to spare.
 _TRAIN_OTHER = 100_000
 
@@ -39,36 +54,145 @@ class IndexPlan:
         nlist: inverted lists, or None where there are none.
         train_vectors: how many vectors to train on, if the index needs training.
         note: why, in a few words.
+        footprint: what it takes on disk and in memory; a guess for a factory of the user's own.
+        operations: multiplications and additions of training, filling and measuring it.
     """
 
     factory: str
     nlist: int | None
     train_vectors: int
     note: str
+    footprint: Footprint
+    operations: int
 
 
-def plan(count: int, dim: int, factory: str | None = None) -> IndexPlan:
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """A way to keep vectors in inverted lists.
+
+    Attributes:
+        name: FAISS's name of it.
+        bits: of a number.
+        more: bytes of a vector beside these.
+        recall: the recall@10 that it reaches where all lists are looked at.
+        residuals: the most vectors that FAISS fits the codes to; None for all that it trains on.
+        what: in words.
+    """
+
+    name: str
+    bits: int
+    more: int
+    recall: float
+    residuals: int | None
+    what: str
+
+
+_CODES = (
+    _Codes("SQfp16", 16, 0, 1.0, 0, "float16 vectors"),
+    _Codes("SQ8", 8, 0, 0.98, 100_000, "vectors of 8 bits a number"),
+    _Codes("RaBitQ", 1, 8, 0.96, None, "vectors of a bit a number, hits scored again"),
+)
+
+
+def plan(
+    count: int, dim: int, factory: str | None = None, *, recall: float = DEFAULT_RECALL, memory: int | None = None
+) -> IndexPlan:
     """Choose an index for ``count`` vectors of length ``dim``, unless the user has chosen.
 
+    Args:
+        count: how many vectors.
+        dim: their length.
+        factory: FAISS factory string; None for the planner's choice.
+        recall: the recall@10 that the index has to be able to reach.
+        memory: the most bytes that building and searching the index may take, each in a process of its own that
+            holds no model; None for no bound.
+
     Raises:
-        UsageError: FAISS does not take the user's factory string.
+        UsageError: FAISS does not take the user's factory string, or it is bounded in memory, or nothing reaches the
+            recall in so much memory.
     """
     if factory is not None:
-        check_factory(factory, dim, count)
-        lists = re.search(r"\bIVF(\d+)", factory)
-        nlist = int(lists[1]) if lists else None
-        return IndexPlan(factory, nlist, min(count, max(_TRAIN_OTHER, _TRAIN_PER_LIST * (nlist or 0))), "as asked for")
+        if memory is not None:
+            raise UsageError("--memory chooses the index, and so does --factory: leave one of them out")
+        return _asked_for(count, dim, factory)
+    for recalled, planned in _candidates(count, dim, memory):
+        if recalled >= recall and (memory is None or planned.footprint.peak <= memory):
+            return planned
+    raise _too_little(count, dim, recall, memory or 0)
+
+
+def _asked_for(count: int, dim: int, factory: str) -> IndexPlan:
+    check_factory(factory, dim, count)
+    lists = re.search(r"\bIVF(\d+)", factory)
+    nlist = int(lists[1]) if lists else None
+    train_vectors = min(count, max(_TRAIN_OTHER, _TRAIN_PER_LIST * (nlist or 0)))
+    footprint = in_memory(count, dim * (2 if "fp16" in factory else 4))
+    return IndexPlan(factory, nlist, train_vectors, "as asked for", footprint, _operations(count, dim, 0, 0))
+
+
+def _candidates(count: int, dim: int, memory: int | None) -> Iterator[tuple[float, IndexPlan]]:
+    """The recall that can be reached with each kind of index, and its plan; the best first."""
     if count < EXACT_UP_TO:
-        return IndexPlan("Flat", None, 0, f"exact search, for fewer than {EXACT_UP_TO:,} vectors")
+        note = f"exact search, for fewer than {EXACT_UP_TO:,} vectors"
+        yield 1.0, IndexPlan("Flat", None, 0, note, in_memory(count, 4 * dim), _operations(count, dim, 0, 0))
+    if count < min(_LISTS_FROM, EXACT_UP_TO):
+        return
+    for codes in _CODES:
+        yield codes.recall, _in_lists(count, dim, codes, memory)
+
+
+def _in_lists(count: int, dim: int, codes: _Codes, memory: int | None) -> IndexPlan:
+    """Inverted lists of these codes, trained on as many vectors as there is room for."""
     nlist = 2 ** round(math.log2(4 * math.sqrt(count)))
-    while nlist * _LEAST_PER_LIST > count:
+    while nlist * _VECTORS_PER_LIST > count:
         nlist //= 2
+    per_list = _TRAIN_PER_LIST
+    while True:
+        train_vectors = min(count, per_list * nlist)
+        residuals = train_vectors if codes.residuals is None else min(train_vectors, codes.residuals)
+        code_bytes = math.ceil(dim * codes.bits / 8) + codes.more
+        footprint = in_lists(count, dim, nlist, code_bytes, train_vectors, residuals)
+        if memory is None or footprint.build <= memory or nlist == 1:
+            break
+        # Fewer vectors first, then also fewer lists.
+        per_list, nlist = (_LEAST_PER_LIST, nlist) if per_list > _LEAST_PER_LIST else (per_list, nlist // 2)
     return IndexPlan(
-        f"IVF{nlist},SQfp16",
+        f"IVF{nlist},{codes.name}",
         nlist,
-        min(count, _TRAIN_PER_LIST * nlist),
-        f"{nlist:,} inverted lists of float16 vectors, for {EXACT_UP_TO:,} vectors and more",
+        train_vectors,
+        f"{nlist:,} inverted lists of {codes.what}",
+        footprint,
+        _operations(count, dim, nlist, train_vectors),
     )
+
+
+def _operations(count: int, dim: int, nlist: int, train_vectors: int) -> int:
+    """Multiplications and additions: k-means, a list for each vector, exact search of 2,000 queries."""
+    return 2 * dim * (nlist * (ROUNDS * train_vectors + count) + 2_000 * count)
+
+
+def _too_little(count: int, dim: int, recall: float, memory: int) -> UsageError:
+    """The refusal, with what is nearest: how much memory would do, and which recall can be had."""
+    enough = float(memory)
+    while not any(
+        recalled >= recall and planned.footprint.peak <= enough
+        for recalled, planned in _candidates(count, dim, int(enough))
+    ):
+        enough *= 1.02
+    reached = [recalled for recalled, fits in _candidates(count, dim, memory) if fits.footprint.peak <= memory]
+    other = f", or --recall {max(reached):g}" if reached else ""
+    return UsageError(
+        f"{count:,} vectors of length {dim} cannot be indexed for recall {recall:g} in {memory / 1e6:,.0f} MB; "
+        f"--memory {math.ceil(enough / 1e6)}MB would do{other}"
+    )
+
+
+def rescoring(factory: str) -> int:
+    """How many times as many candidates an index finds for the stored vectors to pick from; 0 where it is exact enough.
+
+    Codes of a bit a number find little more than half of what is near; the rest is among what they rank next.
+    """
+    return RESCORED if re.search(r"RaBitQ\w*$", factory) else 0
 
 
 def check_factory(factory: str, dim: int, count: int | None = None) -> None:

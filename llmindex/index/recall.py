@@ -59,12 +59,25 @@ def draw_sample(store: VectorStore, count: int, seed: int) -> Sample:
     """
     random = np.random.default_rng(seed)
     rows = random.choice(store.count, min(count, store.count), replace=False).astype(np.int64)
-    queries = store.take_vectors(rows)
+    queries = gather(store, rows)
     k = min(NEIGHBORS, store.count - 1)
     nearest, scores = _search_exactly(store, rows, queries, min(k + 1, store.count - 1))
     last = scores[:, k - 1] if k else np.zeros(len(rows), np.float32)
     tied = last - scores[:, k] <= _EQUAL if scores.shape[1] > k else np.zeros(len(rows), bool)
     return Sample(rows, queries, nearest[:, :k], last, tied)
+
+
+def gather(store: VectorStore, rows: Rows) -> Vectors:
+    """Vectors of many rows in one pass over the store, ``(len(rows), dim)``: without a second copy of them."""
+    order = np.argsort(rows)
+    ascending = rows[order]
+    gathered = np.empty((len(rows), store.dim), np.float32)
+    start = done = 0
+    for block in store.iter_vectors():
+        stop = int(np.searchsorted(ascending, start + len(block)))
+        gathered[order[done:stop]] = block[ascending[done:stop] - start]
+        start, done = start + len(block), stop
+    return gathered
 
 
 def _search_exactly(store: VectorStore, rows: Rows, queries: Vectors, k: int) -> tuple[Rows, NDArray[np.float32]]:

@@ -7,6 +7,7 @@ Methods may be called from several threads.
 
 import difflib
 import errno
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +42,9 @@ class _Shard:
         self.record = record
         if path.stat().st_size != record.bytes:
             raise FileNotFoundError(errno.ENOENT, "another file has taken its place", str(path))
-        self.source = pa.memory_map(str(path))
+        with path.open("rb") as file:
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.source = pa.BufferReader(pa.py_buffer(self._mapped))
 
     @cached_property
     def metadata(self) -> pq.FileMetaData:
@@ -76,6 +79,10 @@ class _Shard:
             return self._file().read_row_group(number, columns=list(columns)).select(list(columns))
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path) from error
+
+    def release(self) -> None:
+        """Give back the memory of what was read so far; whoever reads it again gets it from the system's cache."""
+        self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.source, metadata=self.metadata)
@@ -170,10 +177,19 @@ class VectorStore:
         return self._shards[0].schema if self._shards else _NO_DOCUMENTS
 
     def iter_vectors(self, block_rows: int = 4_096) -> Iterator[Vectors]:
-        """The vectors in row order, in blocks of at most ``block_rows``: each ``(m, dim) float32``."""
+        """The vectors in row order, in blocks of at most ``block_rows``: each ``(m, dim) float32``.
+
+        However many there are, no more than a shard is in memory at a time.
+        """
         for shard in self._shards:
             for batch in shard.batches([VECTOR], block_rows):
                 yield stored_vectors(batch.column(0)).astype(np.float32)
+            shard.release()
+
+    def release(self) -> None:
+        """Give back the memory of what was read so far, by whichever call; reading it again costs little."""
+        for shard in self._shards:
+            shard.release()
 
     def vectors(self) -> Vectors:
         """All vectors, ``(count, dim) float32``."""

@@ -56,6 +56,10 @@ def test_reindex(llmindex: Llmindex, index: Path) -> None:
     facts = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
     assert facts["index"].startswith("IVF4,SQfp16 with nprobe=")
     assert facts["recall@10"].endswith("measured, 0.9 asked for")
+    refused = llmindex("reindex", "-i", index, "--memory", "1MB")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert "MB would do" in refused.err
+    assert llmindex("reindex", "-i", index, "--memory", "1GB").code == 0
     record = json.loads(llmindex("reindex", "-i", index, "--json").out)
     assert (record["factory"], record["recall_at_10"]) == ("Flat", 1.0)
 

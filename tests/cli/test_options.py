@@ -6,7 +6,7 @@ import click
 import pytest
 
 from llmindex_cli.main import main
-from llmindex_cli.options import Command, corpus_options, encoder_options, index_option
+from llmindex_cli.options import Command, Size, corpus_options, encoder_options, index_option
 
 from .conftest import Llmindex
 
@@ -26,6 +26,20 @@ def found(*arguments: str) -> str:
 def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LLMINDEX_INDEX", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GB", 2 * 10**9), ("1.5g", 15 * 10**8), ("512 MiB", 2**29), ("600000kB", 6 * 10**8), ("0.5TB", 5 * 10**11)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert Size()(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "2", "GB", "-1GB", "0GB", "0.0MB", "2 G B", "infGB", "２GB", "9999999999GB"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a size such as 2GB or 512MB"):
+        Size()(text)
 
 
 def test_the_only_index_here_is_taken(tmp_path: Path) -> None:
