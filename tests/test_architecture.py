@@ -20,7 +20,8 @@ LAYERS = (
     ("corpus", "columns checks window corpus __init__"),
     (
         "encode",
-        "__init__ spec prompts batching pooling embedded adapter whitening models settings device backbone encoder",
+        "__init__ spec prompts batching pooling embedded adapter whitening models settings device packing backbone "
+        "encoder",
     ),
     ("store", "files manifest shard reader values writer verify"),
     ("index", "footprint planner recall rescore faiss_index effort lists building search"),

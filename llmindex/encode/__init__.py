@@ -8,6 +8,6 @@ import os
 # else runs on the machine: encoding is then twice as slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A matrix product is compiled for each new shape, and texts bring a thousand shapes: kept, they take hundreds of MB. A
-# batch needs a handful, and uses each dozens of times.
-os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+# batch needs a handful and two for each length of its texts, and uses all of them in each layer.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

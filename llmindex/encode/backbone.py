@@ -1,25 +1,35 @@
 """The decoder and its tokenizer, cut down to what encoding needs.
 
 No LM head, no cache, no states of other layers; an adapter is merged into the weights. Where a middle layer is asked
-for, the layers above it are dropped and never run. What the model can see is measured, not believed: a probe changes a
-text's last token and looks whether the first token's state moves. Only a model that does not look ahead may be fed
-padded batches without a mask.
+for, the layers above it are dropped and never run. What the model can do is measured, not believed. A probe changes a
+text's last token and looks whether the first token's state moves: only a model that does not look ahead may be fed
+padded batches without a mask. Another lays two texts end to end: only a model that gives both the states that they have
+side by side is fed packed batches.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from llmindex.encode import adapter as adapters
+from llmindex.encode import packing
 from llmindex.encode.adapter import Adapter
-from llmindex.encode.device import Placement
+from llmindex.encode.device import Placement, send
 from llmindex.encode.models import one_line
+from llmindex.encode.packing import Pack
 from llmindex.encode.spec import Attention
 from llmindex.errors import AdapterError, ModelError, UsageError
+
+logger = logging.getLogger(__name__)
+
+# Cosine of a token's states by two ways of computing them; rounding leaves them nearer than that.
+_SAME = {torch.float32: 0.9999, torch.bfloat16: 0.99, torch.float16: 0.99}
 
 
 class Tokenizer:
@@ -60,6 +70,7 @@ class Backbone:
     Attributes:
         model: the transformers model.
         hidden_size: D, the length of a token state.
+        layers: the decoder's layers as far as they run; None where they cannot be told from the rest of the model.
         layer: the one whose states come out, as -1 for the last or counted from 0, the embeddings.
         max_positions: the most tokens the model was made for, or None where its configuration does not say.
     """
@@ -95,13 +106,18 @@ class Backbone:
         config = self.model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
-        self._capture: _Capture | None = None
+        stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        layers = int(config.num_hidden_layers)
+        self.layers = next((module for module in stacks if len(module) == layers), None)
+        self.layer = -1
+        self._caught: dict[int, Tensor] = {}
+        self._tapped: dict[int, Tensor] | None = None
+        self._needs_mask = False
         if adapter is not None:
             self._merge(adapter)
-        layers = int(config.num_hidden_layers)
         self.layer = _canonical(layer, layers)
         if self.layer != -1:
-            self._cut_above(self.layer, layers)
+            self._cut_above(self.layer)
         self._needs_mask = self._looks_ahead()
         if self._needs_mask != (attention == "bidirectional") and self.layer != 0:
             raise ModelError(
@@ -109,34 +125,72 @@ class Backbone:
                 if self._needs_mask
                 else f'model "{folder}" cannot be made bidirectional; use --attention causal'
             )
+        self._try_packing()
 
     @property
     def bytes(self) -> int:
         """Memory of the weights."""
         return sum(parameter.nbytes for parameter in self.model.parameters())
 
-    def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Token states ``(B, T, D)`` of right-padded rows; the states of padding mean nothing."""
-        mask = mask_BT if self._needs_mask else None
-        output = self.model(input_ids=ids_BT, attention_mask=mask, use_cache=False)
-        if self._capture is not None:
-            return self._capture.take()
-        states: Tensor = output.last_hidden_state
-        return states
+    @property
+    def packs(self) -> bool:
+        """Whether batches go through the model without padding; as the model's attention is set at the moment."""
+        return bool(self.model.config._attn_implementation == packing.NAME)
 
-    def _cut_above(self, layer: int, layers: int) -> None:
-        """Drop the layers above ``layer`` and catch its output before the final norm."""
-        stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
-        stack = next((module for module in stacks if len(module) == layers), None)
-        if stack is None:
-            raise UsageError(f"--layer {layer}: cannot tell the layers of {type(self.model).__name__}; use -1")
-        self._capture = _Capture()
-        if layer == 0:
-            self.model.get_input_embeddings().register_forward_hook(self._capture)
+    def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Token states ``(B, T, D)`` of right-padded rows, which are on the CPU; padding's states mean nothing."""
+        pack = Pack.of(ids_BT, mask_BT, self._device) if self.packs else None
+        self._caught.clear()
+        if pack is not None:
+            output = self.model(input_ids=pack.ids_1N, position_ids=pack.positions_1N, use_cache=False, pack=pack)
         else:
-            stack[layer - 1].register_forward_hook(self._capture)
-        del stack[max(layer, 1) :]
-        self.model.config.get_text_config().num_hidden_layers = len(stack)
+            mask = send(mask_BT, self._device) if self._needs_mask else None
+            output = self.model(input_ids=send(ids_BT, self._device), attention_mask=mask, use_cache=False)
+        if self.layer == -1:
+            self._caught[-1] = output.last_hidden_state
+        states = {layer: pack.unpack(caught) if pack else caught for layer, caught in self._caught.items()}
+        self._caught.clear()
+        if self._tapped is not None:
+            self._tapped.update(states)
+        return states[self.layer]
+
+    @contextmanager
+    def tapped(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Lend a dict in which each forward leaves the states ``hidden_BTD`` of other layers beside those it returns.
+
+        Args:
+            layers: 0 the embeddings, k the k-th of those that run, as they leave the layer.
+
+        Raises:
+            UsageError: the layers cannot be told from the rest of the model.
+        """
+        handles = [self._catch(layer) for layer in layers]
+        self._tapped = {}
+        try:
+            yield self._tapped
+        finally:
+            self._tapped = None
+            for handle in handles:
+                handle.remove()
+
+    def _catch(self, layer: int) -> RemovableHandle:
+        """Have each forward keep what a layer puts out."""
+        if self.layers is None:
+            raise UsageError(f"--layer {layer}: cannot tell the layers of {type(self.model).__name__}; use -1")
+
+        def keep(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            self._caught[layer] = output[0] if isinstance(output, tuple) else output
+
+        module = self.layers[layer - 1] if layer else self.model.get_input_embeddings()
+        handle: RemovableHandle = module.register_forward_hook(keep)
+        return handle
+
+    def _cut_above(self, layer: int) -> None:
+        """Drop the layers above ``layer`` and catch its output before the final norm."""
+        self._catch(layer)
+        assert self.layers is not None
+        del self.layers[max(layer, 1) :]
+        self.model.config.get_text_config().num_hidden_layers = len(self.layers)
 
     def _merge(self, adapter: Adapter) -> None:
         before_BTD = self._probe()
@@ -153,12 +207,34 @@ class Backbone:
     @torch.inference_mode()
     def _probe(self) -> Tensor:
         """States ``(2, 4, D) float32`` of two rows that differ in their last token alone."""
-        ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=self._device)
-        self._needs_mask = False
+        ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
         try:
             return self(ids, torch.ones_like(ids)).float()
         except Exception as error:  # whatever the model's own code raises when fed with tokens
             raise ModelError(f'model "{self._folder}" does not run as a text decoder: {one_line(error)}') from error
+
+    @torch.inference_mode()
+    def _try_packing(self) -> None:
+        """Pack batches from now on if that changes nothing."""
+        if not getattr(self.model, "_supports_attention_backend", False):
+            logger.info('model "%s": batches are padded, its attention cannot be replaced', self._folder)
+            return
+        ids_BT = torch.tensor([[5, 6, 7, 8, 9], [7, 5, 6, 0, 0], [9, 8, 5, 0, 0]])
+        mask_BT = (ids_BT > 0).long()
+        padded_BTD = self(ids_BT, mask_BT)
+        kernel = self.model.config._attn_implementation
+        packing.register()
+        self.model.set_attn_implementation(packing.NAME)
+        try:
+            packed_BTD = self(ids_BT, mask_BT)
+            cosine_BT = nn.functional.cosine_similarity(padded_BTD.float(), packed_BTD.float(), dim=2)
+            if cosine_BT[mask_BT.bool()].min() > _SAME[padded_BTD.dtype]:
+                return
+            reason = "packed, texts would not get the same vectors"
+        except Exception as error:  # whatever the model's own code, or a kernel, raises when fed in this way
+            reason = one_line(error)
+        self.model.set_attn_implementation(kernel)
+        logger.info('model "%s": batches are padded: %s', self._folder, reason)
 
 
 def _canonical(layer: int, layers: int) -> int:
@@ -170,21 +246,6 @@ def _canonical(layer: int, layers: int) -> int:
     if layer in (-1, layers):
         return -1
     return layer if layer >= 0 else layer + layers + 1
-
-
-class _Capture:
-    """A forward hook that keeps a layer's output until it is taken."""
-
-    def __init__(self) -> None:
-        self._states: Tensor | None = None
-
-    def __call__(self, module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        self._states = output[0] if isinstance(output, tuple) else output
-
-    def take(self) -> Tensor:
-        states, self._states = self._states, None
-        assert states is not None
-        return states
 
 
 def _load(folder: Path, placement: Placement, attention: Attention, trust_remote_code: bool) -> Any:  # noqa: ANN401

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from llmindex.errors import UsageError
 
@@ -58,6 +59,13 @@ def resolve(device: str = "auto", dtype: str = "auto") -> Placement:
 def dtype_name(dtype: torch.dtype) -> str:
     """A dtype as the command line spells it."""
     return str(dtype).removeprefix("torch.")
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor from the CPU to a device; a GPU is not waited for."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _device(name: str) -> torch.device:

@@ -204,17 +204,20 @@ class Encoder:
         Raises:
             ModelError: not even one text fits into memory, or the model gave values that are not finite.
         """
-        vectors = np.empty((len(tokens), self.spec.dim), np.float32)
+        made: list[tuple[NDArray[np.int64], Tensor]] = []
         waiting = deque(batching.plan(tokens.lengths, self._budget))
         while waiting:
             batch = waiting.popleft()
             try:
-                vectors[batch] = self._forward_batch(tokens, batch)
+                made.append((batch, self._forward_batch(tokens, batch)))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                waiting.extendleft(reversed(self._halve(batch, tokens, error)))
+                waiting.extendleft(reversed(self._halve(batch, tokens.lengths[batch], error)))
                 continue
             if on_tokens is not None:
                 on_tokens(len(batch), int(tokens.lengths[batch].sum()))
+        vectors = np.empty((len(tokens), self.spec.dim), np.float32)
+        for batch, vectors_BD in made:  # fetched at the end, so that a GPU is never waited for in between
+            vectors[batch] = vectors_BD.cpu().numpy()
         if not np.isfinite(vectors).all():
             raise ModelError(
                 f"the model gave values that are not finite in {self.dtype}; use --dtype float32"
@@ -244,10 +247,11 @@ class Encoder:
     def self_check(self, tokens: Tokens, vectors: Vectors) -> float:
         """Cosine of the shortest text, encoded alone, to the vector that it got among the others.
 
-        The shortest, because in a batch it has the most padding beside it.
+        The shortest, because it is the farthest from the sizes of a batch, and has the most padding where a batch is
+        padded.
         """
         row = int(tokens.lengths.argmin())
-        alone = self._forward_batch(tokens, np.array([row]))[0]
+        alone: Vectors = self._forward_batch(tokens, np.array([row]))[0].cpu().numpy()
         norms = float(np.linalg.norm(alone) * np.linalg.norm(vectors[row]))
         return float(alone @ vectors[row]) / norms if norms else 0.0
 
@@ -268,10 +272,10 @@ class Encoder:
         span = (positions >= spans[:, :1]) & (positions < spans[:, 1:])
         ids = np.zeros(mask.shape, np.int64)
         ids[mask] = np.concatenate([tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in batch])
-        ids_BT, mask_BT, span_BT = (
-            torch.from_numpy(array.astype(np.int64)).to(self.placement.device) for array in (ids, mask, span)
-        )
-        return self.backbone(ids_BT, mask_BT), mask_BT, span_BT
+        ids_BT, mask_BT, span_BT = (torch.from_numpy(array.astype(np.int64)) for array in (ids, mask, span))
+        hidden_BTD = self.backbone(ids_BT, mask_BT)
+        place = self.placement.device
+        return hidden_BTD, device.send(mask_BT, place), device.send(span_BT, place)
 
     def embed(self, tokens: Tokens, batch: NDArray[np.int64]) -> Tensor:
         """Embeddings ``(B, dim) float32`` of some rows, with gradients unless the caller has turned them off."""
@@ -280,15 +284,16 @@ class Encoder:
         return torch.nn.functional.normalize(cut_BD, dim=1) if self.spec.normalize else cut_BD
 
     @torch.inference_mode()
-    def _forward_batch(self, tokens: Tokens, batch: NDArray[np.int64]) -> Vectors:
-        vectors: Vectors = self.embed(tokens, batch).cpu().numpy()
-        return vectors
+    def _forward_batch(self, tokens: Tokens, batch: NDArray[np.int64]) -> Tensor:
+        return self.embed(tokens, batch)
 
-    def _halve(self, batch: NDArray[np.int64], tokens: Tokens, error: RuntimeError) -> list[NDArray[np.int64]]:
+    def _halve(
+        self, batch: NDArray[np.int64], lengths: NDArray[np.int64], error: RuntimeError
+    ) -> list[NDArray[np.int64]]:
         """Two halves of a batch that did not fit into memory; smaller batches from then on."""
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise error
-        longest = int(tokens.lengths[batch].max())
+        longest = int(lengths.max())
         if len(batch) == 1:
             raise ModelError(
                 f"out of memory on {self.placement.device} for a single text of {longest:,} tokens; "

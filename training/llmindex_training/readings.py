@@ -7,14 +7,11 @@ leave the layer, the last one after the final norm.
 Shapes: B texts, T tokens, D hidden size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from llmindex.encode import batching
 from llmindex.encode.encoder import Encoder
@@ -58,7 +55,10 @@ class Reader:
         self._encoder = Encoder.from_options(
             replace(options, prompt=prompt, query_prompt=None, pooling=poolings[0], layer=highest, dim=None)
         )
-        self._stack = _layer_stack(self._encoder.backbone.model)
+        backbone = self._encoder.backbone
+        if backbone.layers is None:
+            raise ModelError(f"cannot tell the layers of {type(backbone.model).__name__}: a sweep needs them")
+        self._count = len(backbone.layers)
         wanted = tuple(dict.fromkeys(self._canonical(layer) for layer in layers))
         self.reads: list[Read] = [(pooling, layer) for pooling in poolings for layer in wanted]
         self._dim = options.dim
@@ -79,9 +79,8 @@ class Reader:
         for start in range(0, len(texts), _WINDOW):
             tokens = self._encoder.tokenize(texts[start : start + _WINDOW])
             for batch in batching.plan(tokens.lengths, self._encoder.placement.token_budget):
-                with torch.inference_mode(), _tapped(self._stack, self._encoder, self._inner) as states:
-                    hidden_BTD, mask_BT, span_BT = self._encoder.token_states(tokens, batch)
-                    states[self._encoder.spec.layer] = hidden_BTD
+                with torch.inference_mode(), self._encoder.backbone.tapped(self._inner) as states:
+                    _, mask_BT, span_BT = self._encoder.token_states(tokens, batch)
                     for (pooling, layer), dim in dims.items():
                         pooled_BD = POOLERS[pooling](states[layer], mask_BT, span_BT)[:, :dim]
                         unit_BD = torch.nn.functional.normalize(pooled_BD, dim=1)
@@ -96,39 +95,10 @@ class Reader:
 
     def _canonical(self, layer: int) -> int:
         """A layer's number as a spec has it: -1 the last, else from 0."""
-        count = len(self._stack)
+        count = self._count
         if not -count - 1 <= layer <= count:
             raise UsageError(
                 f"--layers {layer} is out of range: the model has layers 0 (embeddings) to {count}, -1 the last"
             )
         counted = layer if layer >= 0 else layer + count + 1
         return self._encoder.spec.layer if counted == count else counted
-
-
-@contextmanager
-def _tapped(stack: nn.ModuleList, encoder: Encoder, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Lend a dict into which the next forward puts the states ``hidden_BTD`` of some layers."""
-    states: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            states[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    embeddings = encoder.backbone.model.get_input_embeddings()
-    handles = [(stack[layer - 1] if layer else embeddings).register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _layer_stack(model: Any) -> nn.ModuleList:  # noqa: ANN401 - a transformers model
-    """The decoder's layers."""
-    count = int(model.config.get_text_config().num_hidden_layers)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ModelError(f"cannot tell the layers of {type(model).__name__}: a sweep needs them")

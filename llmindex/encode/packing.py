@@ -1,0 +1,190 @@
+"""Rows end to end instead of padded: nothing is computed that no vector needs.
+
+All of a decoder but its attention treats each token by itself. So a batch can go through it as one long row without
+padding, if attention keeps to the rows. transformers lets a model's attention be replaced by name; ours learns where
+each row begins and ends from a :class:`Pack`, which travels through the model as a keyword.
+
+Shapes: B rows of at most T tokens, N tokens in all; n rows of the same length L; H heads of queries, K of keys and
+values, C values in each.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from llmindex.encode.device import send
+
+NAME = "llmindex_packed"
+"""What transformers knows this attention by."""
+
+_HALF = (torch.bfloat16, torch.float16)
+# What other models' attention does beside the plain one, under the keywords that transformers has for it.
+_UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias")
+
+
+class CannotPack(Exception):
+    """A model's attention is another than ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Where the tokens of a batch are once its padding is gone.
+
+    Attributes:
+        lengths: tokens of each row.
+        ids_1N: the tokens, row by row.
+        positions_1N: how far each is from the beginning of its row.
+        places_BT: of each token in the pack; what padding has there means nothing.
+        ends_B1: zero, then the end of each row, ``int32``.
+    """
+
+    lengths: list[int]
+    ids_1N: Tensor
+    positions_1N: Tensor
+    places_BT: Tensor
+    ends_B1: Tensor
+
+    @classmethod
+    def of(cls, ids_BT: Tensor, mask_BT: Tensor, device: torch.device) -> "Pack":
+        """Pack right-padded rows, which are on the CPU, for a device."""
+        real_BT = mask_BT.bool()
+        lengths_B = mask_BT.sum(dim=1)
+        positions_BT = torch.arange(mask_BT.shape[1]).expand_as(mask_BT)
+        places_BT = (mask_BT.flatten().cumsum(0) - 1).view_as(mask_BT)
+        ends_B1 = nn.functional.pad(lengths_B.cumsum(0), (1, 0)).to(torch.int32)
+        tensors = (ids_BT[real_BT][None], positions_BT[real_BT][None], places_BT, ends_B1)
+        return cls(lengths_B.tolist(), *(send(tensor, device) for tensor in tensors))
+
+    def unpack(self, hidden_1ND: Tensor) -> Tensor:
+        """The rows as they were, ``hidden_BTD``."""
+        return hidden_1ND[0, self.places_BT]
+
+    def runs(self) -> Iterator[tuple[slice, int]]:
+        """Neighbours of the same length: where their tokens are, and how many rows they are."""
+        start = 0
+        for length, equal in groupby(self.lengths):
+            rows = len(list(equal))
+            yield slice(start, start + rows * length), rows
+            start += rows * length
+
+
+def register() -> None:
+    """Tell transformers of this attention."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+
+
+def attend(
+    module: nn.Module,
+    query_1HNC: Tensor,
+    key_1KNC: Tensor,
+    value_1KNC: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    pack: Pack | None = None,
+    **others: object,
+) -> tuple[Tensor, None]:
+    """Attention within the rows of a pack, ``(1, N, H, C)``, in the form that transformers calls.
+
+    Raises:
+        CannotPack: the model wants more than plain attention, or is called without a pack.
+    """
+    if unknown := [name for name in _UNKNOWN if others.get(name) is not None]:
+        raise CannotPack(f"its attention has {', '.join(unknown)}")
+    if pack is None or attention_mask is not None:
+        raise CannotPack("it is called without a pack, or with a mask")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    scale = query_1HNC.shape[-1] ** -0.5 if scaling is None else scaling
+    query_HNC, key_KNC, value_KNC = query_1HNC[0], key_1KNC[0], value_1KNC[0]
+    if _has_varlen(query_HNC.device) and query_HNC.dtype in _HALF and not dropout:
+        return _by_varlen(query_HNC, key_KNC, value_KNC, pack, scale, causal)[None], None
+    by_products = query_HNC.device.type == "cpu" and query_HNC.dtype in _HALF and not query_HNC.requires_grad
+    mixed = []
+    for run, rows in pack.runs():
+        query, key, value = (
+            states[:, run].view(len(states), rows, -1, states.shape[-1]).transpose(0, 1)
+            for states in (query_HNC, key_KNC, value_KNC)
+        )
+        if by_products:
+            mixed_nHLC = _by_products(query, key, value, scale, causal)
+        else:
+            mixed_nHLC = _fused(query, key, value, scale, causal, dropout)
+        mixed.append(mixed_nHLC.transpose(1, 2).flatten(0, 1))
+    return torch.cat(mixed)[None], None
+
+
+def _fused(
+    query_nHLC: Tensor, key_nKLC: Tensor, value_nKLC: Tensor, scale: float, causal: bool, dropout: float
+) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(
+        query_nHLC,
+        key_nKLC,
+        value_nKLC,
+        dropout_p=dropout,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=query_nHLC.shape[1] != key_nKLC.shape[1],
+    )
+
+
+def _by_products(query_nHLC: Tensor, key_nKLC: Tensor, value_nKLC: Tensor, scale: float, causal: bool) -> Tensor:
+    """The same as two plain products, all queries of a head of keys in one.
+
+    In 16 bits a CPU needs half the time of its fused attention for that, at the lengths of texts.
+    """
+    rows, heads, length, size = query_nHLC.shape
+    # A softmax stays the same when all keys lose the same vector. Scores get small by it, and lose less in rounding.
+    key_nKLC = (key_nKLC - key_nKLC.mean(dim=2, keepdim=True)) * scale
+    key, value = key_nKLC.reshape(-1, length, size), value_nKLC.flatten(0, 1)
+    scores = query_nHLC.reshape(len(key), -1, size) @ key.transpose(1, 2)
+    if causal:
+        room = 1 << (length - 1).bit_length()
+        scores.view(len(key), -1, length, length).add_(_later(room, scores.dtype)[:length, :length])
+    return (scores.softmax(dim=-1) @ value).view(rows, heads, length, -1)
+
+
+@cache
+def _later(length: int, dtype: torch.dtype) -> Tensor:
+    """``(L, L)``: minus infinity where a key comes later than its query, else 0."""
+    return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)
+
+
+@cache
+def _has_varlen(device: torch.device) -> bool:
+    """Whether torch has a kernel for rows end to end, and the device is one that it runs on."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        from torch.nn.attention import varlen  # noqa: F401
+    except ImportError:  # torch before 2.10
+        return False
+    return True
+
+
+def _by_varlen(query_HNC: Tensor, key_KNC: Tensor, value_KNC: Tensor, pack: Pack, scale: float, causal: bool) -> Tensor:
+    """FlashAttention over all rows at once, ``(N, H, C)``."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = max(pack.lengths)
+    mixed = varlen_attn(
+        query_HNC.transpose(0, 1),
+        key_KNC.transpose(0, 1),
+        value_KNC.transpose(0, 1),
+        pack.ends_B1,
+        pack.ends_B1,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1, 0) if causal else (-1, -1),
+        enable_gqa=query_HNC.shape[0] != key_KNC.shape[0],
+    )
+    assert isinstance(mixed, Tensor)
+    return mixed

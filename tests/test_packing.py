@@ -1,0 +1,196 @@
+"""Packed batches against padded ones, over models, lengths, poolings and kinds of attention."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmindex.encode import packing
+from llmindex.encode.encoder import Encoder
+from llmindex.encode.packing import Pack
+from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention
+from llmindex.records import Vectors
+
+TEXTS = ["fox", "The quick brown fox jumps over the lazy dog", "a vector index", "", "Ein Satz: äöü", "the dog, again"]
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+GROUPED = SIZES | {"num_key_value_heads": 2}
+
+
+def load(folder: Path, **options: Any) -> Encoder:  # noqa: ANN401
+    return Encoder.load(str(folder), device="cpu", **({"dtype": "float32", "max_tokens": 64} | options))
+
+
+def make(folder: Path, tokenizer: Path, kind: str, **config: Any) -> Path:  # noqa: ANN401
+    """A tiny random model of another architecture, with the tokenizer of the tiny one."""
+    from transformers import AutoConfig, AutoModel
+
+    shutil.copytree(tokenizer, folder)
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=400, **config)).save_pretrained(folder)
+    return folder
+
+
+def padded(encoder: Encoder, texts: list[str]) -> Vectors:
+    """Vectors of the same encoder with transformers' own attention."""
+    model = encoder.backbone.model
+    kernel = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    assert not encoder.backbone.packs
+    try:
+        return encoder.encode(texts)
+    finally:
+        model.set_attn_implementation(kernel)
+
+
+def lowest_cosine(a: Vectors, b: Vectors) -> float:
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    return float(((a64 * b64).sum(1) / np.linalg.norm(a64, axis=1) / np.linalg.norm(b64, axis=1)).min())
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("layer", [-1, 1, 0])
+def test_packed_vectors_are_the_padded_ones(tiny_model: Path, pooling: str, attention: Attention, layer: int) -> None:
+    encoder = load(tiny_model, prompt="eol", pooling=pooling, attention=attention, layer=layer)
+    assert encoder.backbone.packs
+    assert lowest_cosine(encoder.encode(TEXTS), padded(encoder, TEXTS)) > 1 - 1e-8
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=9),
+    attention=st.sampled_from(ATTENTIONS),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+)
+def test_states_do_not_know_of_padding(tiny_model: Path, lengths: list[int], attention: Attention, dtype: str) -> None:
+    backbone = load(tiny_model, attention=attention, dtype=dtype).backbone
+    mask_BT = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    ids_BT = torch.randint(1, 300, mask_BT.shape, generator=torch.Generator().manual_seed(len(lengths))) * mask_BT
+    with torch.inference_mode():
+        together_BTD = backbone(ids_BT, mask_BT)
+        backbone.model.set_attn_implementation("eager")
+        for row, length in enumerate(lengths):
+            alone_LD = backbone(ids_BT[row : row + 1, :length], mask_BT[row : row + 1, :length])[0]
+            tolerance = 1e-5 if dtype == "float32" else 0.2
+            torch.testing.assert_close(together_BTD[row, :length], alone_LD, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("mistral", GROUPED | {"sliding_window": None}),
+        ("qwen2", GROUPED),
+        ("qwen3", GROUPED | {"head_dim": 16}),
+        ("phi3", GROUPED | {"pad_token_id": 0}),
+        ("gpt_neox", SIZES),
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
+    ],
+)
+def test_any_plain_attention_is_packed(tmp_path: Path, tiny_model: Path, kind: str, config: dict[str, Any]) -> None:
+    encoder = load(make(tmp_path / "model", tiny_model, kind, **config), pooling="mean")
+    assert encoder.backbone.packs
+    assert lowest_cosine(encoder.encode(TEXTS), padded(encoder, TEXTS)) > 1 - 1e-8
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "said"),
+    [
+        ("mistral", GROUPED | {"sliding_window": 8}, "its attention has sliding_window"),
+        ("gemma2", GROUPED | {"head_dim": 8}, "its attention has s"),
+        ("gpt_oss", GROUPED | {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}, "its attention has s"),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "batches are padded"),
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2}, "batches are padded"),
+    ],
+)
+def test_other_attention_is_padded(
+    tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture, kind: str, config: dict[str, Any], said: str
+) -> None:
+    folder = make(tmp_path / "model", tiny_model, kind, **config)
+    with caplog.at_level(logging.INFO):
+        encoder = load(folder, pooling="mean")
+    assert not encoder.backbone.packs
+    assert said in caplog.text
+    assert "llmindex" not in encoder.backbone.model.config._attn_implementation
+    alone = np.vstack([encoder.encode([text]) for text in TEXTS])
+    np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)
+
+
+def test_a_kernel_that_gives_other_states_is_not_used(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(packing, "_fused", lambda query, key, value, *rest: query)
+    with caplog.at_level(logging.INFO):
+        encoder = load(tiny_model)
+    assert not encoder.backbone.packs
+    assert "would not get the same vectors" in caplog.text
+
+
+def test_rows_come_back_as_they_were() -> None:
+    mask_BT = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 0], [1, 1, 0]])
+    ids_BT = torch.tensor([[1, 2, 3], [4, 0, 0], [5, 0, 0], [6, 7, 0]])
+    pack = Pack.of(ids_BT, mask_BT, torch.device("cpu"))
+    assert pack.ids_1N.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert pack.positions_1N.tolist() == [[0, 1, 2, 0, 0, 0, 1]]
+    assert pack.ends_B1.tolist() == [0, 3, 4, 5, 7]
+    assert list(pack.runs()) == [(slice(0, 3), 1), (slice(3, 5), 2), (slice(5, 7), 1)]
+    assert (pack.unpack(pack.ids_1N[..., None])[..., 0] * mask_BT).tolist() == ids_BT.tolist()
+
+
+def test_the_kernel_of_a_gpu_gets_all_rows_at_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arguments, that is; what computes them here is a loop."""
+    from torch.nn.attention import varlen
+
+    def loop(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        ends: torch.Tensor,
+        ends_of_keys: torch.Tensor,
+        longest: int,
+        longest_of_keys: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+        enable_gqa: bool,
+    ) -> torch.Tensor:
+        assert ends.dtype == torch.int32
+        assert ends.equal(ends_of_keys)
+        assert longest == longest_of_keys == int(ends.diff().max())
+        rows = []
+        for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+            mixed = torch.nn.functional.scaled_dot_product_attention(
+                query[start:end].transpose(0, 1),
+                key[start:end].transpose(0, 1),
+                value[start:end].transpose(0, 1),
+                is_causal=window_size == (-1, 0),
+                scale=scale,
+                enable_gqa=enable_gqa,
+            )
+            rows.append(mixed.transpose(0, 1))
+        return torch.cat(rows)
+
+    monkeypatch.setattr(packing, "_has_varlen", lambda device: True)
+    monkeypatch.setattr(varlen, "varlen_attn", loop)
+    for attention in ATTENTIONS:
+        encoder = load(tiny_model, attention=attention, dtype="bfloat16")
+        assert encoder.backbone.packs
+        assert lowest_cosine(encoder.encode(TEXTS), padded(encoder, TEXTS)) > 0.999
+
+
+def test_gradients_are_those_of_padded_batches(tiny_model: Path) -> None:
+    encoder = load(tiny_model, pooling="suffix_mean", prompt="topic_word")
+    tokens = encoder.tokenize(TEXTS)
+    gradients = []
+    for kernel in (packing.NAME, "sdpa"):
+        encoder.backbone.model.set_attn_implementation(kernel)
+        encoder.backbone.model.zero_grad()
+        encoder.embed(tokens, np.arange(len(TEXTS)))[:, 0].sum().backward()  # type: ignore[no-untyped-call]
+        gradients.append([weight.grad.clone() for weight in encoder.backbone.model.parameters()])
+    for packed, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(packed, plain, atol=1e-6, rtol=1e-4)
