@@ -293,3 +293,21 @@ def test_an_unknown_role_is_refused(tiny_model: Path) -> None:
     encoder = Encoder.load(str(tiny_model))
     with pytest.raises(UsageError, match='unknown role "passage"; one of document, query'):
         encoder.tokenize(["a text"], role="passage")  # type: ignore[arg-type]
+
+
+def test_equal_texts_are_encoded_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = load(tiny_model)
+    tokens = encoder.tokenize([TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[0]])
+    rows: list[int] = []
+    forward = Encoder.token_states
+
+    def counted(self: Encoder, tokens: Any, batch: Any) -> Any:  # noqa: ANN401
+        rows.extend(batch.tolist())
+        return forward(self, tokens, batch)
+
+    monkeypatch.setattr(Encoder, "token_states", counted)
+    reported: list[tuple[int, int]] = []
+    vectors = encoder.forward(tokens, on_tokens=lambda texts, count: reported.append((texts, count)))
+    assert sorted(rows) == [0, 1]
+    assert vectors[0].tobytes() == vectors[2].tobytes() == vectors[3].tobytes()
+    assert [sum(column) for column in zip(*reported, strict=True)] == [4, int(tokens.offsets[-1])]

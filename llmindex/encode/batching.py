@@ -1,14 +1,17 @@
-"""Which texts go through the model together: a pure plan over lengths.
+"""Which texts go through the model, and which together: a pure plan over tokens.
 
-Texts of one window are sorted by length, so that little padding is computed, and cut into batches whose padded size
-stays within a budget of tokens, so that memory does not depend on how long the texts happen to be. The plan is a pure
-function of the lengths: a resumed run forms the same batches and so gets the same bits.
+Of equal texts one goes. Texts of one window are sorted by length, so that equal lengths lie side by side and little
+padding is computed where there is any. They are cut into batches whose padded size stays within a budget of tokens, so
+that memory does not depend on how long the texts happen to be. The plan is a pure function of the window: a resumed run
+forms the same batches and so gets the same bits.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llmindex.records import Tokens
 
 
 def plan(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
@@ -28,3 +31,20 @@ def plan(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]
         size = max(1, budget // longest)
         yield order[start : start + size]
         start += size
+
+
+def distinct(tokens: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find equal rows.
+
+    Returns:
+        ``(m,) int64`` row numbers, of the first row of each kind; ``(n,) int64``, for each row its place among these.
+    """
+    first: list[int] = []
+    seen: dict[tuple[bytes, bytes], int] = {}
+    same = np.empty(len(tokens), np.int64)
+    for row in range(len(tokens)):
+        ids = tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]]
+        same[row] = seen.setdefault((ids.tobytes(), tokens.text_spans[row].tobytes()), len(first))
+        if same[row] == len(first):
+            first.append(row)
+    return np.array(first, np.int64), same

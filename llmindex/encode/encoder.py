@@ -192,7 +192,7 @@ class Encoder:
         return Tokens(ids, offsets, spans, truncated)
 
     def forward(self, tokens: Tokens, on_tokens: Callable[[int, int], None] | None = None) -> Vectors:
-        """Run the model over tokenised texts.
+        """Run the model over tokenised texts, over equal ones once.
 
         Args:
             tokens: what :meth:`tokenize` gave.
@@ -204,20 +204,23 @@ class Encoder:
         Raises:
             ModelError: not even one text fits into memory, or the model gave values that are not finite.
         """
+        first, same = batching.distinct(tokens)
+        copies = np.bincount(same)
         made: list[tuple[NDArray[np.int64], Tensor]] = []
-        waiting = deque(batching.plan(tokens.lengths, self._budget))
+        waiting = deque(batching.plan(tokens.lengths[first], self._budget))
         while waiting:
             batch = waiting.popleft()
             try:
-                made.append((batch, self._forward_batch(tokens, batch)))
+                made.append((batch, self._forward_batch(tokens, first[batch])))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                waiting.extendleft(reversed(self._halve(batch, tokens.lengths[batch], error)))
+                waiting.extendleft(reversed(self._halve(batch, tokens.lengths[first[batch]], error)))
                 continue
             if on_tokens is not None:
-                on_tokens(len(batch), int(tokens.lengths[batch].sum()))
-        vectors = np.empty((len(tokens), self.spec.dim), np.float32)
+                on_tokens(int(copies[batch].sum()), int(tokens.lengths[first[batch]] @ copies[batch]))
+        found = np.empty((len(first), self.spec.dim), np.float32)
         for batch, vectors_BD in made:  # fetched at the end, so that a GPU is never waited for in between
-            vectors[batch] = vectors_BD.cpu().numpy()
+            found[batch] = vectors_BD.cpu().numpy()
+        vectors: Vectors = found[same]
         if not np.isfinite(vectors).all():
             raise ModelError(
                 f"the model gave values that are not finite in {self.dtype}; use --dtype float32"
