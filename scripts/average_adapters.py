@@ -19,7 +19,7 @@ from llmindex.encode.spec import EncoderSpec
 from llmindex.encode.whitening import Whitening
 from llmindex_training import adapter, pairs
 
-WHITENED = 384
+WHITENED = 320
 TEXTS = 2_048
 MAX_TOKENS = 128  # of a text that the whitening is fitted on
 

@@ -2,7 +2,7 @@
 
 The vectors of a language model vary most along a few directions that say little, and lie off the origin. Whitening
 (Su et al. 2021, arXiv 2103.15316) divides each principal component by its standard deviation; that lifts the weakest,
-which are noise, as high as the rest. Here the division is by a lower power of it, and the weakest are dropped: vectors
+which are noise, as high as the rest. Here the division is by the root of that, and the weakest are dropped: vectors
 get better and shorter at once. The map belongs to an adapter, and is fitted on the texts that the adapter was trained
 on.
 """
@@ -18,7 +18,7 @@ from llmindex.encode.adapter import WHITENING_NAME
 from llmindex.errors import AdapterError
 from llmindex.records import Vectors
 
-_POWER = 0.3
+_POWER = 0.25
 """Of the variance that a component is divided by; 0.5 would be whitening in full."""
 
 
