@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmindex.encode import packing
+from llmindex.encode import embedded, models, packing
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.packing import Pack
 from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention
@@ -62,7 +62,7 @@ def test_packed_vectors_are_the_padded_ones(tiny_model: Path, pooling: str, atte
     assert lowest_cosine(encoder.encode(TEXTS), padded(encoder, TEXTS)) > 1 - 1e-8
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=9),
     attention=st.sampled_from(ATTENTIONS),
@@ -129,6 +129,15 @@ def test_a_kernel_that_gives_other_states_is_not_used(
         encoder = load(tiny_model)
     assert not encoder.backbone.packs
     assert "would not get the same vectors" in caplog.text
+
+
+@pytest.mark.skipif(embedded.find_gguf() is None, reason=f"default model: {embedded.INSTALL}")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_default_is_packed(dtype: str) -> None:
+    encoder = Encoder.load(models.DEFAULT, device="cpu", dtype=dtype)
+    assert encoder.backbone.packs
+    exact = 1 - 1e-8 if dtype == "float32" else 0.999
+    assert lowest_cosine(encoder.encode(TEXTS), padded(encoder, TEXTS)) > exact
 
 
 def test_rows_come_back_as_they_were() -> None:
