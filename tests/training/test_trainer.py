@@ -128,7 +128,7 @@ def test_the_adapter_gives_the_trained_encoder_back(run: Run) -> None:
     base = training_adapter.load_base(run.recipe, "cpu").encode(TEXTS)
     assert np.abs(loaded.encode(TEXTS) - base).max() > 0.01
     spec = loaded.spec
-    assert (spec.prompt, spec.pooling, spec.max_tokens) == (attached.spec.prompt, "last", 200)
+    assert (spec.prompt, spec.pooling, spec.max_tokens) == (attached.spec.prompt, run.recipe.model.pooling, 200)
     assert spec.adapter_sha256
 
 
