@@ -183,12 +183,16 @@ def test_a_kill_leaves_a_smaller_store(tmp_path: Path, moment: int) -> None:
         w.checkpoint()
     done = subprocess.run([sys.executable, "-c", dedent(program)], cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert VectorStore.open(tmp_path / "index").count == 10
+    # The last of the six steps comes once the manifest is in place: it only makes that last through a power cut.
+    kept = 20 if moment == 5 else 10
+    assert VectorStore.open(tmp_path / "index").count == kept
     assert verify(tmp_path / "index").problems == ()
     with VectorWriter.open(tmp_path / "index") as w:
-        assert w.count == 10
-        assert [path.name for path in (tmp_path / "index/vectors").iterdir()] == [w.manifest.shards[0].file[8:]]
-        append(w, make_documents(10, 20), vectors[10:])
+        assert w.count == kept
+        on_disk = {f"vectors/{path.name}" for path in (tmp_path / "index/vectors").iterdir()}
+        assert on_disk == {shard.file for shard in w.manifest.shards}
+        if kept < 20:
+            append(w, make_documents(kept, 20), vectors[kept:])
         w.finish()
     make_store(tmp_path / "plain", vectors, window=10)
     files = [contents(tmp_path / name)["part-00000.parquet"] for name in ("index", "plain")]

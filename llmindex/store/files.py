@@ -22,18 +22,44 @@ def replacing(path: Path) -> Iterator[Path]:
     On any failure the temporary file is removed and ``path`` is as it was.
 
     Raises:
-        StorageError: the disk refused (full, read-only, not permitted).
+        StorageError: the disk refused (full, read-only, not permitted), or somebody else is writing that file.
     """
     temporary = path.with_name(f".{path.name}{_TEMPORARY}")
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        taken = _take(temporary)
+    except BlockingIOError as error:
+        raise StorageError(f"{path} is being written by another process; wait for it or stop it") from error
     except OSError as error:
         raise storage_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with taken:
+        mine = True
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            mine = False  # from here on the name may be another writer's
+            sync(path.parent)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        finally:
+            if mine:
+                temporary.unlink(missing_ok=True)
+
+
+def _take(temporary: Path) -> BinaryIO:
+    """Open a temporary file that nobody else writes to, until it is closed."""
+    while True:
+        file = temporary.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError:
+            file.close()
+            raise
+        file.close()  # whoever had it has just given it its final name, or removed it
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

@@ -1,0 +1,59 @@
+"""A file is there whole or not at all, whoever writes it at the same time."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmindex.errors import StorageError
+from llmindex.store.files import replacing
+
+
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with replacing(path) as temporary:
+        temporary.write_text("first")
+        with (
+            pytest.raises(StorageError, match="out is being written by another process; wait for it or stop it"),
+            replacing(path),
+        ):
+            raise AssertionError("both write")
+        assert temporary.read_text() == "first"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("second")
+    assert path.read_text() == "second"
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".out.tmp").write_text("a part")
+    with replacing(tmp_path / "out") as temporary:
+        temporary.write_text("all")
+    assert (tmp_path / "out").read_text() == "all"
+
+
+@given(st.lists(st.integers(1, 2_000), min_size=2, max_size=6))
+def test_many_writers_never_mix(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+    path = tmp_path_factory.mktemp("files") / "out"
+    written: list[bytes] = []
+
+    def write(content: bytes) -> None:
+        try:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                for start in range(0, len(content), 100):
+                    file.write(content[start : start + 100])
+                    file.flush()
+            written.append(content)
+        except StorageError:
+            pass
+
+    threads = [threading.Thread(target=write, args=(bytes([65 + i]) * size,)) for i, size in enumerate(sizes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() in written
+    assert list(path.parent.iterdir()) == [path]
