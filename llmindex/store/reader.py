@@ -1,7 +1,7 @@
 """VectorStore: what an index folder holds, as one consistent snapshot.
 
 All shards are opened, memory-mapped, when the store is: whatever a writer commits, replaces or removes later does
-not show, and nothing has to be locked. Columns are read in row groups, vectors in blocks, never row by row.
+not show, and nothing has to be locked. Columns are read in row groups, all vectors in blocks, some by their position.
 Methods may be called from several threads.
 """
 
@@ -9,7 +9,6 @@ import difflib
 import errno
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -18,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from llmindex.errors import CorruptStore, StorageError, UsageError
 from llmindex.records import Rows, Vectors
 from llmindex.store.files import check_name
 from llmindex.store.manifest import Manifest, ShardRecord
+from llmindex.store.pages import VectorPages, find_pages
 from llmindex.store.shard import VECTOR, stored_vectors, without_vectors
 
 _NO_DOCUMENTS: Final = pa.schema(
@@ -76,7 +77,34 @@ class _Shard:
 
     def group(self, number: int, columns: Sequence[str]) -> pa.Table:
         try:
-            return self._file().read_row_group(number, columns=list(columns)).select(list(columns))
+            table = self._file().read_row_group(number, columns=list(columns)).select(list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self.path) from error
+        if len(table) != self.metadata.row_group(number).num_rows:  # a page that says it holds less
+            raise _damaged(self.path)
+        return table
+
+    def in_groups(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
+        """Ascending rows of the shard by row group: its number, and the rows counted within it."""
+        group_of = np.searchsorted(self.group_starts, rows, side="right") - 1
+        for group in np.unique(group_of):
+            yield int(group), rows[group_of == group] - self.group_starts[group]
+
+    def take_vectors(self, rows: Rows) -> Vectors:
+        """Vectors of ascending rows of the shard, of which there is at least one."""
+        if self._pages is not None:
+            return self._pages.take(rows).astype(np.float32)
+        return np.concatenate(
+            [
+                stored_vectors(self.group(number, [VECTOR]).column(0))[inside].astype(np.float32)
+                for number, inside in self.in_groups(rows)
+            ]
+        )
+
+    @cached_property
+    def _pages(self) -> VectorPages | None:
+        try:
+            return find_pages(self._mapped, self.metadata)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path) from error
 
@@ -84,11 +112,24 @@ class _Shard:
         """Give back the memory of what was read so far; whoever reads it again gets it from the system's cache."""
         self._mapped.madvise(mmap.MADV_DONTNEED)
 
+    def matching(self, condition: pc.Expression, schema: pa.Schema) -> NDArray[np.bool_]:
+        import pyarrow.dataset as ds  # of use here alone
+
+        fragment = ds.ParquetFileFormat().make_fragment(self.source)
+        try:
+            (column,) = fragment.to_table(schema=schema, columns={"matching": condition}).columns
+        except OSError as error:
+            raise _damaged(self.path) from error
+        if not pa.types.is_boolean(column.type):
+            raise pa.ArrowTypeError(f"the expression is of type {column.type}, neither true nor false")
+        matching: NDArray[np.bool_] = column.fill_null(False).to_numpy()
+        return matching
+
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.source, metadata=self.metadata)
 
 
-def _indices(rows: Rows) -> pa.Array:
+def as_array(rows: Rows) -> pa.Array:
     """Rows as Arrow has them; ``pa.array`` would import pandas, where that is installed, to look for its types."""
     return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))])
 
@@ -102,15 +143,6 @@ def _check_text(id_: str) -> None:
 
 def _damaged(path: Path) -> CorruptStore:
     return CorruptStore(f"{path} is damaged; `llmindex verify` names every file at fault")
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Rows that are to be read from one row group."""
-
-    shard: _Shard
-    group: int
-    rows: Rows  # counted within the row group
 
 
 class VectorStore:
@@ -207,10 +239,7 @@ class VectorStore:
             ValueError: a row is not in the store.
         """
         distinct, where = np.unique(rows, return_inverse=True)
-        blocks = [
-            stored_vectors(piece.shard.group(piece.group, [VECTOR]).column(0))[piece.rows].astype(np.float32)
-            for piece in self._locate(distinct)
-        ]
+        blocks = [shard.take_vectors(inside) for shard, inside in self._in_shards(distinct)]
         return np.concatenate(blocks)[where] if blocks else np.empty((0, self.dim), np.float32)
 
     def take(self, rows: Rows, columns: Sequence[str] | None = None) -> pa.Table:
@@ -226,10 +255,14 @@ class VectorStore:
         """
         names = self._check_columns(columns)
         distinct, where = np.unique(rows, return_inverse=True)
-        tables = [piece.shard.group(piece.group, names).take(_indices(piece.rows)) for piece in self._locate(distinct)]
+        tables = [
+            shard.group(number, names).take(as_array(inside))
+            for shard, rows_of_shard in self._in_shards(distinct)
+            for number, inside in shard.in_groups(rows_of_shard)
+        ]
         if not tables:
             return pa.schema([self.schema.field(name) for name in names]).empty_table()
-        return pa.concat_tables(tables).combine_chunks().take(_indices(where))
+        return pa.concat_tables(tables).combine_chunks().take(as_array(where))
 
     def iter_columns(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The given columns of all documents, in row order, some thousand rows at a time.
@@ -239,6 +272,18 @@ class VectorStore:
         """
         names = self._check_columns(columns)
         return (batch for shard in self._shards for batch in shard.batches(names, 4_096))
+
+    def matching(self, condition: pc.Expression) -> NDArray[np.bool_]:
+        """Whether each document satisfies a condition, ``(count,) bool``; unknown is no.
+
+        Only the columns that the condition names are read.
+
+        Raises:
+            pyarrow.ArrowException: it names a column that is not there, does not fit a column's type or values, or is
+                neither true nor false.
+        """
+        parts = [shard.matching(condition, self.schema) for shard in self._shards]
+        return np.concatenate([np.zeros(0, np.bool_), *parts])
 
     def rows_of(self, ids: Sequence[str]) -> Rows:
         """Row numbers of documents, ``(len(ids),) int64``, in the order given.
@@ -275,17 +320,13 @@ class VectorStore:
         quoted = ", ".join(f'"{each}"' for each in nearest)
         return f"; the nearest are {quoted}" if nearest else ""
 
-    def _locate(self, rows: Rows) -> Iterator[_Piece]:
-        """Where ascending rows lie, row group by row group."""
+    def _in_shards(self, rows: Rows) -> Iterator[tuple[_Shard, Rows]]:
+        """Ascending rows by shard, counted within it."""
         if len(rows) and not (rows[0] >= 0 and rows[-1] < self.count):
             raise ValueError(f"rows must lie in 0 … {self.count - 1}, got {rows[0]} … {rows[-1]}")
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(shard_of):
-            shard = self._shards[number]
-            inside = rows[shard_of == number] - self._starts[number]
-            group_of = np.searchsorted(shard.group_starts, inside, side="right") - 1
-            for group in np.unique(group_of):
-                yield _Piece(shard, int(group), inside[group_of == group] - shard.group_starts[group])
+            yield self._shards[number], rows[shard_of == number] - self._starts[number]
 
     def _check_columns(self, columns: Sequence[str] | None) -> list[str]:
         names = self.schema.names
