@@ -41,6 +41,11 @@ class Embeddings:
         unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 
+    def topics(self, number: int) -> NDArray[np.int64]:
+        """The topic of each vector of a block, ``(BLOCK,)``."""
+        chosen: NDArray[np.int64] = np.random.default_rng([self.seed, 1, number]).choice(_TOPICS, BLOCK, p=self._shares)
+        return chosen
+
     def blocks(self, count: int) -> Iterator[NDArray[np.float32]]:
         """The first ``count`` vectors, a block at a time."""
         for start in range(0, count, BLOCK):

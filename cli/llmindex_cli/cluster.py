@@ -11,7 +11,7 @@ from llmindex.errors import UsageError
 from llmindex_cli.console import Column, count, duration, note, plain, print_json, print_table, say
 from llmindex_cli.indexes import open_index
 from llmindex_cli.labels import SUFFIXES, write_labels
-from llmindex_cli.options import Command, Number, check_output, index_option, json_option
+from llmindex_cli.options import Command, Number, Size, check_output, index_option, json_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -74,6 +74,12 @@ _COLUMNS = (
     type=Number(min=0),
     metavar="D",
     help="How far such a neighbour may be. [default: taken from the distances within the clusters]",
+)
+@click.option(
+    "--memory",
+    type=Size(),
+    metavar="SIZE",
+    help="The most memory to take; what does not fit joins the clusters of a sample. [default: what is free]",
 )
 @click.option("--name", default=_DEFAULTS.name, show_default=True, help="Name that the clustering is kept under.")
 @click.option(
@@ -157,10 +163,13 @@ def _print(clustering: "Clustering", store: "VectorStore") -> None:
         say("")
     noise = int((clustering.labels == -1).sum())
     # Of the documents in clusters, those that HDBSCAN itself called noise.
-    followed = f", {clustering.assigned_share:.1%} placed by their neighbours" if clustering.assigned_share else ""
+    placed = f", {clustering.assigned_share:.1%} placed by their neighbours" if clustering.assigned_share else ""
+    step = clustering.placement.step
+    if step > 1:
+        placed += f", 1 in {step} clustered and the others joined to these"
     say(
         f"{count(len(clusters), 'clusters')} of {count(len(clustering.labels), 'documents')}; noise "
-        f"{count(noise, 'documents')} ({clustering.noise_share:.1%}){followed}; {duration(clustering.seconds)}; "
+        f"{count(noise, 'documents')} ({clustering.noise_share:.1%}){placed}; {duration(clustering.seconds)}; "
         f'kept as "{clustering.options.name}"'
     )
     if not clusters:

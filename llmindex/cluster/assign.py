@@ -1,27 +1,31 @@
 """New documents among the clusters that are there, without clustering again.
 
-A new vector is reduced like the stored ones and compared with all of them in blocks of a matrix product; its nearest
-neighbours decide, by the hdbscan package's own ``approximate_predict``, to which cluster its density belongs. What that
-calls noise follows its neighbours as the stored noise did.
+A new vector is reduced like the stored ones, and its nearest neighbours among those are looked up; they decide, by the
+hdbscan package's own ``approximate_predict``, to which cluster its density belongs. What that calls noise follows its
+neighbours as the stored noise did. Vectors that were clustered as they are stored are read from there block by block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmindex.cluster.groups import Placement
 from llmindex.cluster.hdbscan_tree import Labels, Probabilities, place_new
+from llmindex.cluster.lookup import Lookup
 from llmindex.cluster.neighbors import squared_distances
 from llmindex.cluster.noise import VOTERS, strength, vote
-from llmindex.cluster.reduce import UMAP_NEIGHBORS, Projection, neighborhood, shift
+from llmindex.cluster.reduce import UMAP_NEIGHBORS, neighborhood, shift
 from llmindex.cluster.result import Clustering
+from llmindex.cluster.sampling import every
+from llmindex.cluster.spanning_tree import EXACT_LIMIT
 from llmindex.errors import StaleIndex, UsageError
 from llmindex.records import Rows, Vectors
 from llmindex.store.reader import VectorStore
 
-_BLOCK = 1024
+PLACED = 1024
 """New vectors at a time."""
 
 _SAME = 1e-10
@@ -56,77 +60,126 @@ def assign(clustering: Clustering, store: VectorStore, vectors: Vectors) -> Assi
         StaleIndex: the stored vectors have changed since they were clustered.
         UsageError: the vectors do not have the index's shape.
     """
+    check_new(clustering, store, vectors)
+    labels = np.full(len(vectors), -1, np.int32)
+    probabilities = np.zeros(len(vectors), np.float32)
+    if clustering.clusters:
+        space, known = Space(clustering.placement, store), clustering.labels[:: clustering.placement.step]
+        for start in range(0, len(vectors), PLACED):
+            part = slice(start, start + PLACED)
+            block = np.ascontiguousarray(vectors[part], np.float32)
+            labels[part], probabilities[part] = place(clustering.placement, known, space, block)
+    return Assignment(labels, probabilities)
+
+
+def check_new(clustering: Clustering, store: VectorStore, vectors: Vectors) -> None:
+    """Refuse vectors that cannot be placed in a clustering.
+
+    Raises:
+        StaleIndex: the stored vectors have changed since they were clustered.
+        UsageError: the vectors do not have the index's shape.
+    """
     if clustering.built_from != store.vectors_id:
         raise StaleIndex(f"{store.path} has changed since it was clustered; run `llmindex cluster` again")
     if vectors.ndim != 2 or vectors.shape[1] != store.dim:
         raise UsageError(f"vectors must be (m, {store.dim}), not {vectors.shape}; encode with the index's own encoder")
-    labels = np.full(len(vectors), -1, np.int32)
-    probabilities = np.zeros(len(vectors), np.float32)
-    if clustering.clusters:
-        space = _Space(clustering.placement, store)
-        for start in range(0, len(vectors), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            block = np.ascontiguousarray(vectors[part], np.float32)
-            labels[part], probabilities[part] = _assign(clustering, space, block)
-    return Assignment(labels, probabilities)
 
 
-def _assign(clustering: Clustering, space: "_Space", vectors: Vectors) -> tuple[Labels, Probabilities]:
-    placement = clustering.placement
+def place(placement: Placement, known: Labels, space: "Space", vectors: Vectors) -> tuple[Labels, Probabilities]:
+    """Return the labels and probabilities of new vectors, both ``(m,)``.
+
+    Args:
+        placement: what it takes.
+        known: ``(n,)``, labels of the vectors that were clustered.
+        space: that the placement is in.
+        vectors: ``(m, dim) float32``, unit vectors.
+    """
     wide = 2 * placement.min_samples
-    points = space.project(vectors)
-    rows, _ = _nearest(points, space.blocks(), max(wide, VOTERS))
-    squared = _recomputed(points, rows, space)
+    rows, squared = space.neighbors(vectors)
     distances = np.sqrt(squared[:, :wide])
     labels, probabilities = place_new(placement.tree, placement.core, placement.min_samples, rows[:, :wide], distances)
     if placement.limit is not None:
-        labels, probabilities = _follow(clustering, labels, probabilities, rows, squared)
+        labels, probabilities = _follow(placement, known, labels, probabilities, rows, squared)
     return labels, probabilities
 
 
-class _Space:
-    """Where the stored vectors were clustered, and how to get there."""
+class Space:
+    """Where the stored vectors were clustered, and how to get there; rows are those of the clustered ones."""
 
     def __init__(self, placement: Placement, store: VectorStore) -> None:
+        """Take a placement in the vectors of a store."""
         self.store = store
+        self.step = placement.step
+        self.count = -(-store.count // self.step)
         self.projection = placement.projection
         self.coordinates = placement.coordinates
+        self.wanted = min(max(2 * placement.min_samples, VOTERS), self.count)
+
+    def stored(self) -> Iterator[Vectors]:
+        """Return the vectors that were clustered, as they are stored, block by block."""
+        return every(self.step, self.store.iter_vectors())
+
+    def neighbors(self, vectors: Vectors) -> tuple[Rows, NDArray[np.float64]]:
+        """Return the nearest clustered vectors of new ones, nearest first, and their squared distances."""
+        points = self.project(vectors)
+        rows = self.nearest(points)
+        return rows, _recomputed(points, rows, self)
 
     def project(self, vectors: Vectors) -> Vectors:
         """Return the places of new vectors."""
         if self.projection is not None:
-            return self.shift(self.projection(vectors), self.projection)
+            return self.shift(self.projection(vectors))
         if self.coordinates is not None:
             # UMAP has no formula for new points; between the places of the nearest stored ones is where it starts, too.
-            rows, squared = _nearest(vectors, self.store.iter_vectors(), UMAP_NEIGHBORS)
+            rows, squared = _nearest(vectors, self.stored(), UMAP_NEIGHBORS)
             weights = 1 / np.maximum(squared, np.float32(1e-12))
             weights /= weights.sum(axis=1, keepdims=True)
             places: Vectors = np.einsum("mk,mkd->md", weights, self.coordinates[rows])
             return places
         return vectors
 
-    def shift(self, points: Vectors, projection: Projection) -> Vectors:
+    def shift(self, points: Vectors) -> Vectors:
         """Move projected points towards the nearest stored ones, as those moved towards theirs."""
-        k = neighborhood(self.store.count)
+        k = neighborhood(self.count)
         if k == 0:
             return points
-        stored = (projection(block) for block in self.store.iter_vectors())
-        rows, squared = _nearest(points, stored, k + 1)
+        found = self.unmoved.search(points, k + 1)
         # A stored copy of the point is no neighbour.
-        copy = squared[:, :1] < _CLOSE
-        rows = np.where(copy, rows[:, 1:], rows[:, :-1])
+        copy = found.squared[:, :1] < _CLOSE
+        rows = np.where(copy, found.rows[:, 1:], found.rows[:, :-1])
         there = np.ones(len(points), bool)
-        distinct, place = np.unique(rows, return_inverse=True)
-        known, place = projection(self.store.take_vectors(distinct)), place.reshape(rows.shape)
-        return shift(points, ((known[nth], there) for nth in place.T))
+        return shift(points, ((self.projected[nth], there) for nth in rows.T))
 
-    def blocks(self) -> Iterable[Vectors]:
-        """Return the places of the stored vectors, in row order."""
-        return self.store.iter_vectors() if self.coordinates is None else [self.coordinates]
+    def nearest(self, points: Vectors) -> Rows:
+        """Return the nearest stored vectors of some places: as many as are wanted, ``(m, wanted)``."""
+        if self.coordinates is None:
+            return _nearest(points, self.stored(), self.wanted)[0]
+        return self.moved.search(points, self.wanted).rows
 
     def take(self, rows: Rows) -> Vectors:
         """Return the places of some stored vectors."""
-        return self.store.take_vectors(rows) if self.coordinates is None else self.coordinates[rows]
+        return self.store.take_vectors(rows * self.step) if self.coordinates is None else self.coordinates[rows]
+
+    @cached_property
+    def projected(self) -> Vectors:
+        """The stored vectors before they moved; made once, because reading the store takes longer than a search."""
+        assert self.projection is not None
+        return np.concatenate([self.projection(block) for block in self.stored()])
+
+    @cached_property
+    def unmoved(self) -> Lookup:
+        """These, to be looked up."""
+        return _lookup(self.projected, neighborhood(self.count) + 1)
+
+    @cached_property
+    def moved(self) -> Lookup:
+        """The places of the stored vectors, to be looked up."""
+        assert self.coordinates is not None
+        return _lookup(self.coordinates, self.wanted)
+
+
+def _lookup(vectors: Vectors, least: int) -> Lookup:
+    return Lookup(vectors, least, exact=len(vectors) <= EXACT_LIMIT)
 
 
 def _nearest(points: Vectors, blocks: Iterable[Vectors], k: int) -> tuple[Rows, NDArray[np.float32]]:
@@ -150,7 +203,7 @@ def _smallest(rows: Rows, squared: NDArray[np.float32], k: int) -> tuple[Rows, N
     return np.take_along_axis(rows, order, 1), np.take_along_axis(squared, order, 1)
 
 
-def _recomputed(points: Vectors, rows: Rows, space: _Space) -> NDArray[np.float64]:
+def _recomputed(points: Vectors, rows: Rows, space: Space) -> NDArray[np.float64]:
     """Return the squared distances from the differences: the product's are too rough where vectors are close."""
     distinct, where = np.unique(rows, return_inverse=True)
     both = np.concatenate([points, space.take(distinct)])
@@ -160,14 +213,18 @@ def _recomputed(points: Vectors, rows: Rows, space: _Space) -> NDArray[np.float6
 
 
 def _follow(
-    clustering: Clustering, labels: Labels, probabilities: Probabilities, rows: Rows, squared: NDArray[np.float64]
+    placement: Placement,
+    known: Labels,
+    labels: Labels,
+    probabilities: Probabilities,
+    rows: Rows,
+    squared: NDArray[np.float64],
 ) -> tuple[Labels, Probabilities]:
     """Let new noise follow its neighbours."""
-    placement = clustering.placement
     near, near_squared = rows[:, :VOTERS], squared[:, :VOTERS].astype(np.float32)
-    found = vote(clustering.labels, near, near_squared, placement.limit or 0)
+    found = vote(known, near, near_squared, placement.limit or 0)
     noise = np.flatnonzero((labels < 0) & (found >= 0))
-    same = clustering.labels[near[noise]] == found[noise, None]
+    same = known[near[noise]] == found[noise, None]
     nearest = np.where(same, near_squared[noise], np.inf).min(axis=1, initial=np.inf)
     labels, probabilities = labels.copy(), probabilities.copy()
     labels[noise] = found[noise]

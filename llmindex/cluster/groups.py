@@ -27,6 +27,7 @@ class Placement:
         limit: how far a neighbour may be that noise follows; None if it follows none.
         projection: the first step of the reduction, if it is by principal components.
         coordinates: ``(n, k) float32``, the reduced vectors; None if they are the stored ones.
+        step: every so many-th stored vector was clustered, from the first; n counts these alone.
     """
 
     tree: DensityTree
@@ -36,6 +37,7 @@ class Placement:
     limit: float | None = None
     projection: Projection | None = None
     coordinates: NDArray[np.float32] | None = None
+    step: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +90,7 @@ def group(blocks: Blocks, first: Rows, options: ClusterOptions, on_progress: Pro
         groups = _with_noise(groups, tree.graph, options.assign_distance)
     if on_progress is not None:
         on_progress(Progress("tree", count, count, "vectors"))
-    return _by_size(groups)
+    return by_size(groups)
 
 
 def _trivial(count: int, *, noise: bool) -> Groups:
@@ -115,7 +117,7 @@ def _with_noise(groups: Groups, graph: NeighborGraph, limit: float | None) -> Gr
     return Groups(labels, probabilities, assigned, placement)
 
 
-def _by_size(groups: Groups) -> Groups:
+def by_size(groups: Groups) -> Groups:
     """Return the groups numbered by size, largest first."""
     placement = groups.placement
     sizes = np.bincount(groups.labels + 1, minlength=len(placement.densest) + 1)[1:]

@@ -48,8 +48,10 @@ class DensityTree:
 
     def max_lambdas(self) -> NDArray[np.float64]:
         """Return where each cluster is densest: the largest 1/distance at which a point leaves it."""
-        result = [self.condensed["lambda_val"][self.condensed["parent"] == node].max() for node in self.selected]
-        return np.array(result, np.float64)
+        parents = self.condensed["parent"]
+        largest = np.zeros(int(parents.max(initial=0)) + 1)
+        np.maximum.at(largest, parents, self.condensed["lambda_val"])
+        return largest[self.selected]
 
 
 def density_tree(

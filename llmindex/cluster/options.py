@@ -34,6 +34,8 @@ class ClusterOptions:
         assign_noise: whether documents that HDBSCAN calls noise go to the cluster of their nearest neighbours.
         assign_distance: how far such a neighbour may be, as euclidean distance of the reduced vectors (0 to 2, but for
             UMAP); None for the distance within which nine in ten documents have their nearest neighbour.
+        memory: the most bytes that the process may have; None for what the machine has free. Where not all documents
+            fit, a sample is clustered, and the others are assigned to its clusters.
         name: of the clustering, and so of its files.
 
     Raises:
@@ -46,6 +48,7 @@ class ClusterOptions:
     reduce: Reduce = "pca"
     assign_noise: bool = True
     assign_distance: float | None = None
+    memory: int | None = None
     name: str = "default"
 
     def __post_init__(self) -> None:
@@ -55,12 +58,18 @@ class ClusterOptions:
         _check_choice("reduce", self.reduce, REDUCTIONS)
         if self.assign_distance is not None and not 0 <= self.assign_distance < inf:
             raise UsageError(f"assign_distance must be a finite number of 0 or more, not {self.assign_distance}")
+        _check_number("memory", self.memory, 1)
         check_name(self.name)
 
     def resolve(self, count: int) -> "ClusterOptions":
         """Return the options with the defaults for so many documents filled in (``assign_distance`` apart)."""
         size = self.min_cluster_size or max(3, round(count**0.5 / 4))
         return replace(self, min_cluster_size=size, min_samples=self.min_samples or min(DEFAULT_MIN_SAMPLES, size - 1))
+
+    def for_sample(self, step: int) -> "ClusterOptions":
+        """Return resolved options for every ``step``-th document alone: a cluster has as many fewer of them."""
+        size = self.min_cluster_size or 2
+        return self if step == 1 else replace(self, min_cluster_size=max(2, round(size / step)))
 
 
 def check_name(name: str) -> None:

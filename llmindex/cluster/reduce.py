@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from llmindex.cluster.neighbors import neighbor_graph
 from llmindex.cluster.options import Reduce
+from llmindex.cluster.sampling import every
 from llmindex.cluster.spanning_tree import EXACT_LIMIT
 from llmindex.errors import MissingPackage
 from llmindex.progress import ProgressCallback
@@ -154,11 +155,7 @@ def _principal_components(blocks: Blocks, count: int) -> Projection:
 def _spread_sample(blocks: Blocks, count: int) -> NDArray[np.float64]:
     """Return at most ``_SAMPLE`` vectors, evenly spread over the rows."""
     step = -(-count // _SAMPLE)
-    start, taken = 0, []
-    for block in blocks():
-        taken.append(block[-start % step :: step])
-        start += len(block)
-    return np.concatenate(taken).astype(np.float64)
+    return np.concatenate(list(every(step, blocks()))).astype(np.float64)
 
 
 def _umap(vectors: Vectors) -> Vectors:

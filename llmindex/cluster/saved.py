@@ -157,6 +157,7 @@ def _arrays(placement: Placement) -> dict[str, Any]:
     arrays: dict[str, Any] = {f"condensed_{field}": placement.tree.condensed[field] for field in CONDENSED.names or ()}
     arrays |= {"selected": placement.tree.selected, "persistence": placement.tree.persistence}
     arrays |= {"core": placement.core, "densest": placement.densest, "min_samples": placement.min_samples}
+    arrays["step"] = placement.step
     if placement.limit is not None:
         arrays["limit"] = placement.limit
     if placement.projection is not None:
@@ -179,4 +180,5 @@ def _placement(path: Path) -> Placement:
             limit=float(arrays["limit"]) if "limit" in arrays else None,
             projection=Projection(arrays["mean"], arrays["components"]) if "mean" in arrays else None,
             coordinates=arrays.get("coordinates"),
+            step=int(arrays["step"]) if "step" in arrays else 1,
         )

@@ -1,0 +1,102 @@
+"""Vectors in cells of near ones: what is close to a vector is then looked for in its own cell and those around.
+
+The cells are those of k-means, trained on a small sample: more vectors or rounds find hardly more neighbours, and
+training on all takes longer than the search does. There are as many as each has vectors, over four: smaller ones would
+make matrix products too small to be worth it. None is small, so that a vector's own cell alone says how far its
+neighbours are at most.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmindex.index.planner import require_faiss
+from llmindex.records import Rows, Vectors
+
+_ROUNDS = 6
+_TRAINED_ON = 48
+"""Vectors a cell that k-means sees."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """Rows by cell.
+
+    Attributes:
+        centroids: ``(cells, dim) float32``, the middle of each.
+        rows: ``(n,) int64``, all rows, those of the first cell first, ascending within each.
+        starts: ``(cells + 1,) int64``, where in ``rows`` each cell begins, and the end.
+    """
+
+    centroids: Vectors
+    rows: Rows
+    starts: Rows
+
+    @classmethod
+    def of(cls, vectors: Vectors, least: int = 1) -> "Cells":
+        """Divide vectors into cells. The same vectors give the same cells.
+
+        Args:
+            vectors: ``(n, dim) float32``, n >= 1.
+            least: rows that each cell has at least, or all rows where these are fewer.
+        """
+        count = len(vectors)
+        parts = min(round(count**0.5 / 2), count // (4 * least))
+        if parts < 2:
+            return cls(vectors.mean(axis=0, keepdims=True), np.arange(count), np.array([0, count]))
+        centroids = _train(vectors, parts)
+        cell = nearest_cells(vectors, centroids, 1)[:, 0]
+        kept = np.flatnonzero(np.bincount(cell, minlength=parts) >= least)
+        number = np.full(parts, -1)
+        number[kept] = np.arange(len(kept))
+        cell = number[cell]
+        homeless = np.flatnonzero(cell < 0)
+        cell[homeless] = nearest_cells(vectors[homeless], centroids[kept], 1)[:, 0]
+        starts = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=len(kept)))])
+        return cls(centroids[kept], np.argsort(cell, kind="stable"), starts)
+
+    def __len__(self) -> int:
+        """How many cells there are."""
+        return len(self.centroids)
+
+    @property
+    def sizes(self) -> Rows:
+        """How many rows each cell has, ``(cells,)``."""
+        return np.diff(self.starts)
+
+    def numbers(self) -> NDArray[np.int32]:
+        """Return the cell of each row, ``(n,)``."""
+        numbers = np.empty(len(self.rows), np.int32)
+        numbers[self.rows] = np.repeat(np.arange(len(self), dtype=np.int32), self.sizes)
+        return numbers
+
+    def around(self, points: Vectors, least: int, sizes: Rows) -> Rows:
+        """Return the rows of the cells nearest to any of some points.
+
+        Args:
+            points: ``(m, dim) float32``, m >= 1.
+            least: how many rows are wanted: the nearest cells are taken until they have so many.
+            sizes: ``(cells,)``, how many rows of each cell count for that. All are returned.
+        """
+        norms = np.einsum("ij,ij->i", self.centroids, self.centroids)
+        own = np.einsum("ij,ij->i", points, points)
+        distances = (own[:, None] + norms - 2 * (points @ self.centroids.T)).min(axis=0)
+        order = np.argsort(distances, kind="stable")
+        taken = order[: np.searchsorted(np.cumsum(sizes[order]), least) + 1]
+        return np.concatenate([self.rows[self.starts[cell] : self.starts[cell + 1]] for cell in taken.tolist()])
+
+
+def nearest_cells(vectors: Vectors, centroids: Vectors, k: int) -> Rows:
+    """Return the k nearest centroids of each vector, nearest first, ``(n, k) int64``; all where there are fewer."""
+    faiss = require_faiss()
+    nearest: Rows = faiss.knn(vectors, centroids, min(k, len(centroids)), metric=faiss.METRIC_L2)[1]
+    return nearest
+
+
+def _train(vectors: Vectors, parts: int) -> Vectors:
+    step = max(1, len(vectors) // (_TRAINED_ON * parts))
+    kmeans = require_faiss().Kmeans(vectors.shape[1], parts, niter=_ROUNDS, min_points_per_centroid=1)
+    kmeans.train(np.ascontiguousarray(vectors[::step]))
+    centroids: Vectors = kmeans.centroids
+    return centroids

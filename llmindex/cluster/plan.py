@@ -1,0 +1,124 @@
+"""What a clustering will take, told before it starts: of too many vectors for the memory a sample is clustered.
+
+Both were fitted to what up to 200,000 vectors took (benchmarks/cluster_scale.py): bytes are rounded up; seconds, of one
+processor core, may be wrong by a third. UMAP's are a guess.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llmindex.cluster.lookup import CANDIDATES
+from llmindex.cluster.options import ClusterOptions
+from llmindex.cluster.reduce import COMPONENTS, UMAP_DIM
+from llmindex.cluster.spanning_tree import EXACT_LIMIT
+from llmindex.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+_BASE: Final = 350_000_000
+"""Bytes of a process that clusters almost nothing: Python, the packages, a block of the store and its texts."""
+
+_STORED: Final = 300
+"""Bytes of a stored vector whether it is clustered or not: its digest, its label and what is kept for its summary."""
+
+_CLUSTERED: Final = 2_000
+"""Bytes of a clustered vector besides its numbers: neighbours, edges, its rows of the trees."""
+
+_COPIES: Final = 4
+"""Of its numbers: as given, centred, in the order of cells, and what is being made of them."""
+
+_FLOAT: Final = 4
+_UMAP: Final = 3_000
+_UMAP_SECONDS: Final = 3e-3
+
+_PAIR: Final = 2.7e-9
+"""Seconds that it takes to compare two vectors of one dimension, ..."""
+
+_PAIR_DIM: Final = 2.5e-11
+"""... and those of each dimension."""
+
+_VECTOR: Final = 1e-4
+"""Seconds of a vector for all else: digest, projection, edges, trees."""
+
+_LEAST: Final = 1_000
+"""Vectors that are worth to be clustered."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    """How a corpus will be clustered.
+
+    Attributes:
+        step: every so many-th document is clustered, from the first; the others are assigned to their clusters.
+        documents: how many are clustered.
+        memory: bytes that the process will have at its peak.
+        seconds: CPU seconds that the clustering will take, about.
+    """
+
+    step: int
+    documents: int
+    memory: int
+    seconds: float
+
+
+def plan(count: int, dim: int, options: ClusterOptions) -> ClusterPlan:
+    """Plan the clustering of so many vectors of a length, and log it.
+
+    Where they do not fit into ``options.memory``, or into what the machine has free, a sample is clustered, the largest
+    that fits.
+
+    Raises:
+        UsageError: not even a small sample would fit into ``options.memory``.
+    """
+    limit = options.memory or available_memory()
+    step = 1
+    while limit is not None and memory(count, dim, options, step) > limit and count // step > _LEAST:
+        step += 1
+    needed, seconds = memory(count, dim, options, step), _seconds(count, dim, options, step)
+    planned = ClusterPlan(step, -(-count // step), needed, seconds)
+    if options.memory is not None and planned.memory > options.memory:
+        enough = -(-planned.memory // 1_000_000)
+        raise UsageError(f"{count:,} vectors of length {dim} cannot be clustered in so little memory: give {enough}MB")
+    if step > 1:
+        logger.warning(
+            "clustering all %s documents would take %.1f GB; every %d. is clustered, the others are assigned",
+            f"{count:,}",
+            memory(count, dim, options, 1) / 1e9,
+            step,
+        )
+    logger.info("clustering will take about %.1f GB and %.0f CPU seconds", planned.memory / 1e9, planned.seconds)
+    return planned
+
+
+def memory(count: int, dim: int, options: ClusterOptions, step: int = 1) -> int:
+    """Return the bytes that a process has at its peak that clusters every ``step``-th of so many vectors."""
+    numbers = COMPONENTS if options.reduce == "pca" else dim
+    each = _COPIES * _FLOAT * min(numbers, dim) + _CLUSTERED + (_UMAP if options.reduce == "umap" else 0)
+    # The others are looked up among those that were clustered; what that takes is less than the clustering took.
+    return _BASE + count * _STORED + -(-count // step) * each
+
+
+def _seconds(count: int, dim: int, options: ClusterOptions, step: int) -> float:
+    clustered = -(-count // step)
+    pairs = clustered * (clustered if clustered <= EXACT_LIMIT else CANDIDATES)
+    numbers, graphs = {"pca": (COMPONENTS, 2), "umap": (UMAP_DIM, 1), "none": (dim, 1)}[options.reduce]
+    pairs += (count - clustered) * CANDIDATES
+    umap = clustered * _UMAP_SECONDS if options.reduce == "umap" else 0
+    return graphs * pairs * (_PAIR + _PAIR_DIM * numbers) + count * _VECTOR + umap
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this machine, or the container, has free; None where it does not say."""
+    found = []
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            found.append(int(limit) - int((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, KeyError, ValueError):
+        pass  # another system, or an older one: what was found so far holds
+    return max(0, min(found)) if found else None

@@ -1,0 +1,83 @@
+"""What a clustering will take, and what happens where that is too much."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmindex.cluster.clustering import ClusterOptions, assign, cluster, load, save
+from llmindex.cluster.plan import available_memory, memory, plan
+from llmindex.cluster.sampling import every
+from llmindex.errors import UsageError
+from tests.samples import make_store
+from tests.topics import topics
+
+
+@given(count=st.integers(1_000, 3_000_000), dim=st.sampled_from([64, 384, 1024]), allowed=st.floats(0.5, 8))
+def test_what_is_planned_fits(count: int, dim: int, allowed: float) -> None:
+    options = ClusterOptions(memory=int(allowed * 1e9)).resolve(count)
+    if memory(count, dim, options, max(1, count // 1000)) > allowed * 1e9:
+        return  # not even a small sample
+    planned = plan(count, dim, options)
+    assert planned.memory <= allowed * 1e9
+    assert planned.documents == len(range(0, count, planned.step))
+    assert planned.seconds > 0
+    if planned.step > 1:
+        assert memory(count, dim, options, planned.step - 1) > allowed * 1e9
+
+
+def test_a_million_documents_fit_into_six_gigabytes() -> None:
+    options = ClusterOptions(memory=6_000_000_000).resolve(1_000_000)
+    planned = plan(1_000_000, 384, options)
+    assert planned.step == 1
+    assert planned.seconds < 300
+
+
+def test_too_little_for_anything() -> None:
+    with pytest.raises(UsageError, match=r"10,000 vectors of length 64 cannot be clustered in so little memory"):
+        plan(10_000, 64, ClusterOptions(memory=1_000_000).resolve(10_000))
+
+
+def test_a_machine_says_how_much_it_has() -> None:
+    available = available_memory()
+    assert available is None or available > 0
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=9), step=st.integers(1, 12))
+def test_every_takes_the_same_rows_however_they_come(sizes: list[int], step: int) -> None:
+    rows = np.arange(sum(sizes), dtype=np.float32)[:, None]
+    taken = list(every(step, np.split(rows, np.cumsum(sizes)[:-1]) if sizes else []))
+    assert np.concatenate([*taken, rows[:0]]).ravel().tolist() == list(range(0, sum(sizes), step))
+
+
+@pytest.mark.parametrize("reduction", ["none", "pca"])
+def test_where_all_do_not_fit_a_sample_is_clustered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reduction: str
+) -> None:
+    monkeypatch.setattr("llmindex.cluster.plan._LEAST", 100)
+    store = make_store(tmp_path / "topics.llmindex", topics(1600), "float32")
+    options = ClusterOptions(reduce=reduction, min_cluster_size=30)  # type: ignore[arg-type]
+    resolved = options.resolve(1600)
+    enough = memory(1600, store.dim, resolved, 2)
+    with caplog.at_level(logging.WARNING):
+        found = cluster(store, ClusterOptions(reduce=reduction, min_cluster_size=30, memory=enough))  # type: ignore[arg-type]
+    assert found.placement.step == 2
+    assert "every 2. is clustered, the others are assigned" in caplog.text
+    assert found.options.min_cluster_size == 30
+    assert len(found.labels) == len(found.probabilities) == 1600
+    topic = np.arange(1600) * 10 // 1600
+    inside = found.labels >= 0
+    assert inside[1::2].mean() == pytest.approx(inside[::2].mean(), abs=0.15)
+    whole = cluster(store, options)
+    assert len(found.clusters) == len(whole.clusters) == 10
+    same = {label: np.bincount(topic[found.labels == label]).argmax() for label in range(10)}
+    assert np.mean([same[label] for label in found.labels[inside]] == topic[inside]) > 0.85
+    assert sum(each.size for each in found.clusters) == inside.sum()
+    save(found, store)
+    new = topics(200, seed=5)
+    placed, again = assign(found, store, new), assign(load(store), store, new)
+    assert (placed.labels == again.labels).all()
+    assert (placed.labels >= 0).mean() > 0.5
