@@ -174,8 +174,9 @@ def test_a_foreign_file_is_not_overwritten(corpus: Path, tmp_path: Path) -> None
     output = tmp_path / "pairs.parquet"
     for content in (b"PAR1 no", corpus.read_bytes()):
         output.write_bytes(content)
-        with pytest.raises(UsageError, match="--overwrite"):
-            make_pairs(corpus, output)
+        for overwrite in (False, True):
+            with pytest.raises(UsageError, match="not a file of pairs made here; name another file with -o"):
+                make_pairs(corpus, output, overwrite=overwrite)
         assert output.read_bytes() == content
 
 
@@ -252,6 +253,35 @@ def test_the_corpus_is_never_written_over(corpus: Path) -> None:
     for sources in (corpus.parent, [corpus.parent]):
         with pytest.raises(UsageError, match="lies in the folder of the corpus"):
             make_pairs(sources, corpus.parent / "sub" / "pairs.parquet")
+
+
+def test_a_folder_of_somebody_else_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs.parquet.parts"
+    (folder / "sub").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds sub, which was not made here; move it away, or name another file"):
+        make_pairs(corpus, tmp_path / "pairs.parquet", overwrite=True)
+    assert (folder / "sub").is_dir()
+
+
+def test_former_pairs_stay_until_the_new_ones_are_there(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "pairs.parquet"
+    make_pairs(corpus, output, PairsOptions(methods=("noise",)))
+    before = output.read_bytes()
+    options = PairsOptions(methods=("spans",))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(augment, "_assemble", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make_pairs(corpus, output, options, overwrite=True)
+    assert output.read_bytes() == before
+    report = make_pairs(corpus, output, options)  # goes on, without being told again
+    assert (report.added, report.complete_before, report.methods) == (0, False, ["spans"])
+    assert make_pairs(corpus, output, options).complete_before
 
 
 def test_pairs_that_nothing_replaces_come_back(corpus: Path, tmp_path: Path) -> None:

@@ -125,6 +125,17 @@ def test_whitening_goes_along(tiny_model: Path, tmp_path: Path, dim: int) -> Non
     np.testing.assert_allclose(names["embed_documents"](TEXTS).numpy(), wanted(options, "document"), atol=1e-5)
 
 
+def test_sentence_transformers_may_load_it_in_16_bits(tiny_model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    options = EncoderOptions(str(make_whitened(tiny_model, tmp_path / "adapter", dim=8, pooling="suffix_mean")))
+    export(options, tmp_path / "out")
+    settings: dict[str, Any] = {"device": "cpu", "local_files_only": True, "trust_remote_code": True}
+    model = SentenceTransformer(str(tmp_path / "out"), model_kwargs={"dtype": torch.bfloat16}, **settings)
+    vectors = model.encode_document(TEXTS, convert_to_tensor=True).float().numpy()
+    assert np.einsum("nd,nd->n", vectors, wanted(options, "document")).min() > 0.99
+
+
 def test_an_adapter_is_merged(tiny_model: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 

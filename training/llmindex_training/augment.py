@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from llmindex.corpus import Corpus, CorpusOptions
 from llmindex.errors import CorpusError, Interrupted, UsageError
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.files import LOCK_NAME, check_name, lock, make_folder, replacing
+from llmindex.store.files import LOCK_NAME, check_name, is_temporary, lock, make_folder, replacing
 from llmindex_training.methods import Document, PairsOptions, Plan
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "text_pair", "source")])
@@ -33,7 +33,7 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "text_pair", "sourc
 
 _PART_SCHEMA = SCHEMA.append(pa.field("reason", pa.string()))
 _MANIFEST = "manifest.json"
-_FORMER = "former.parquet"
+_PARTS = "part-*.parquet"
 _REPORT_KEY = b"llmindex.pairs"
 _WINDOW_ROWS = 4096
 _SAMPLES = 2
@@ -153,14 +153,13 @@ def make_pairs(
     with Corpus.open(sources, corpus, on_progress) as opened:
         plan = Plan.of(options, opened.schema)
         record = plan.record() | {"corpus": opened.record}
-        if output.exists() and not overwrite:
-            return _complete(output, record, time.perf_counter() - started)
+        made = _made_here(output) if output.exists() else None
+        if made and not overwrite and not _parts_of(output).exists():
+            return _complete(made, output, record, time.perf_counter() - started)
         with _working_folder(output) as folder:
             if overwrite:
                 _clear(folder)
             part_rows = _agreed(folder, output, record, plan)
-            if output.exists():
-                output.replace(folder / _FORMER)
             run = _Run(opened, plan, options.limit, folder, on_progress)
             run.go(part_rows)
             return _assemble(output, record, run, started)
@@ -177,20 +176,30 @@ def _check_apart(output: Path, sources: Sequence[str | Path]) -> None:
 
 @contextmanager
 def _working_folder(output: Path) -> Iterator[Path]:
-    """The folder of the parts, for this process alone; it stays only while it holds parts of an unfinished run.
-
-    A file that is to be overwritten waits in it, and comes back where nothing takes its place.
-    """
-    folder = output.with_name(f"{output.name}.parts")
+    """The folder of the parts, for this process alone; it stays only while it holds parts of an unfinished run."""
+    folder = _parts_of(output)
     make_folder(folder)
+    if strangers := [path.name for path in folder.iterdir() if not _is_ours(path)]:
+        raise UsageError(
+            f"{folder}, where parts of the pairs are kept, holds {strangers[0]}, which was not made here; "
+            "move it away, or name another file with -o"
+        )
     with lock(folder):
+        done = False
         try:
             yield folder
+            done = True
         finally:
-            if output.exists() or not any(folder.glob("part-*.parquet")):
-                if not output.exists() and (folder / _FORMER).exists():
-                    (folder / _FORMER).replace(output)
+            if done or not any(folder.glob(_PARTS)):
                 shutil.rmtree(folder)
+
+
+def _parts_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.parts")
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in (LOCK_NAME, _MANIFEST) or is_temporary(path) or (path.is_file() and path.match(_PARTS))
 
 
 class _Run:
@@ -232,7 +241,7 @@ class _Run:
                     self.added += len(documents)
         except KeyboardInterrupt as error:
             # Counted, not kept track of: Ctrl-C may have come right after a part took its place.
-            parts = len(list(self.folder.glob("part-*.parquet")))
+            parts = len(list(self.folder.glob(_PARTS)))
             raise Interrupted(
                 f"the pairs of {min(parts * part_rows, self.documents):,} documents are stored"
             ) from error
@@ -308,15 +317,20 @@ def _change(key: str, old: Any, new: Any) -> str:  # noqa: ANN401
     return f"{key} {shown[0]}, now {shown[1]}"
 
 
-def _complete(output: Path, record: Mapping[str, Any], seconds: float) -> PairsReport:
-    """The report of a finished file, if it is of these settings and this corpus."""
+def _made_here(output: Path) -> dict[str, Any]:
+    """What a finished file says of itself; anything else is never written over."""
     try:
         kept = (pq.read_metadata(output).metadata or {}).get(_REPORT_KEY)
     except (OSError, pa.ArrowException):
         kept = None
     if kept is None:
-        raise UsageError(f"{output} is there and not a file of pairs made here; add --overwrite, or -o another file")
-    known = json.loads(kept)
+        raise UsageError(f"{output} is there and not a file of pairs made here; name another file with -o")
+    known: dict[str, Any] = json.loads(kept)
+    return known
+
+
+def _complete(known: dict[str, Any], output: Path, record: Mapping[str, Any], seconds: float) -> PairsReport:
+    """The report of a finished file, if it is of these settings and this corpus."""
     _check_same(known["record"], record, str(output))
     samples = [Sample(**sample) for sample in known["report"].pop("samples")]
     return PairsReport(**known["report"], path=output, samples=samples, added=0, complete_before=True, seconds=seconds)
@@ -325,7 +339,7 @@ def _complete(output: Path, record: Mapping[str, Any], seconds: float) -> PairsR
 def _assemble(output: Path, record: Mapping[str, Any], run: _Run, started: float) -> PairsReport:
     """Make the file of the parts' accepted pairs, with the report in its metadata."""
     tally = _Tally()
-    parts = sorted(run.folder.glob("part-*.parquet"))
+    parts = sorted(run.folder.glob(_PARTS))
     with replacing(output) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for part in parts:
             table = pq.read_table(part)
@@ -361,7 +375,7 @@ def _no_pairs(documents: int, tally: _Tally) -> CorpusError:
 
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.name not in (LOCK_NAME, _FORMER):
+        if path.name != LOCK_NAME:
             path.unlink()
 
 

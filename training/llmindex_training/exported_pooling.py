@@ -35,7 +35,9 @@ class SuffixMean(Module):
         after_B1 = torch.where(length_B1 > self.before + self.after, max(self.after, 1), 1)
         weight_BT = ((mask_BT.cumsum(dim=1) - (length_B1 - after_B1)).clamp(min=0) * mask_BT).float()
         total_BD = torch.einsum("btd,bt->bd", features["token_embeddings"].float(), weight_BT)
-        return features | {"sentence_embedding": total_BD / weight_BT.sum(dim=1, keepdim=True)}
+        mean_BD = total_BD / weight_BT.sum(dim=1, keepdim=True)
+        # The modules after it have the dtype of the model.
+        return features | {"sentence_embedding": mean_BD.to(features["token_embeddings"].dtype)}
 
     def get_embedding_dimension(self) -> int:
         """Length of the vectors."""
