@@ -1,19 +1,20 @@
 """The published comparison of prompts and aggregations (Roth et al., arXiv 2507.22729) on the embedded model.
 
 Mean V-measure of mini-batch k-means at the true k over the five labelled sets, five seeds, 2,000 texts a set. The model
-is the bare one for every prompt and pooling, then each adapter that is named, with the prompt and pooling of its own
-and without whitening.
-What a former call has scored is kept; delete the results to score afresh.
+is the bare one for every prompt and pooling, then with each adapter that is named, which was trained with the prompt
+`cluster` for the pooling before it. What a former call has scored is kept; delete the results to score afresh.
 
-    python benchmarks/reproduction.py [adapter ...] [--max-tokens 64] [--sample 2000]
+    python benchmarks/steps_against_score.py natural.parquet synthetic.parquet runs/last
+    python benchmarks/steps_against_score.py natural.parquet synthetic.parquet runs/mean --pooling mean --steps 100
+    python benchmarks/reproduction.py last=runs/last/checkpoints/checkpoint-100 mean=runs/mean/...
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import cast
 
-from llmindex.encode import models
 from llmindex.encode.settings import EncoderOptions
 from llmindex.encode.spec import Pooling
 from llmindex.progress import Progress
@@ -34,7 +35,7 @@ def tell(record: Progress) -> None:
 def main() -> None:
     """Score what is not scored yet, and print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("adapters", nargs="*", help="folders, or default")
+    parser.add_argument("adapters", nargs="*", metavar="POOLING=FOLDER")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--sample", type=int, default=2000)
     arguments = parser.parse_args()
@@ -44,18 +45,17 @@ def main() -> None:
         raise SystemExit(f"{RESULTS} holds scores of {results['cut']}: delete it, or ask for the same")
     folder = data_folder() / "clustering"
     sets = [read_clustering(folder / f"{name}.parquet", sample=arguments.sample) for name in CLUSTERING_SETS]
-    rows: list[tuple[str, str, tuple[Pooling, ...]]] = [("default-base", prompt, POOLINGS) for prompt in PROMPTS]
-    for adapter in arguments.adapters:
-        spec = models.find(adapter).spec
-        if spec is None:
-            raise SystemExit(f"{adapter} is no adapter")
-        rows.append((adapter, spec.prompt, (spec.pooling,)))
-    for model, prompt, poolings in rows:
-        if f"{model}, {prompt}" in results["scores"]:
+    rows: list[tuple[str, str | None, str, tuple[Pooling, ...]]] = [
+        (f"default-base, {prompt}", None, prompt, POOLINGS) for prompt in PROMPTS
+    ]
+    for pooling, _, adapter in (each.partition("=") for each in arguments.adapters):
+        rows.append((f"trained for {pooling}, cluster", adapter, "cluster", (cast("Pooling", pooling),)))
+    for name, adapter, prompt, poolings in rows:
+        if name in results["scores"]:
             continue
-        options = EncoderOptions(model, max_tokens=arguments.max_tokens)
+        options = EncoderOptions("default-base", adapter=adapter, max_tokens=arguments.max_tokens)
         found = sweep(options, sets, Grid((prompt,), poolings), on_progress=tell)
-        results["scores"][f"{model}, {prompt}"] = {
+        results["scores"][name] = {
             each.pooling: {name: round(100 * score, 1) for name, score in {"mean": each.score, **each.scores}.items()}
             for each in found
         }
