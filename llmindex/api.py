@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmindex.cluster.clustering import Clustering, ClusterOptions
     from llmindex.encode.encoder import Encoder
     from llmindex.index.search import Searcher
+    from llmindex.store.where import Where
 
 
 def open(path: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> "Index":
@@ -63,13 +64,21 @@ class Index:
 
         return Searcher(self.store, self._load_encoder)
 
-    def search(self, queries: str | Sequence[str], k: int = 10, min_score: float | None = None) -> list[list[Hit]]:
+    def search(
+        self,
+        queries: str | Sequence[str],
+        k: int = 10,
+        min_score: float | None = None,
+        where: "Where | None" = None,
+    ) -> list[list[Hit]]:
         """Nearest documents, best first: one list of hits for each query. See :meth:`Searcher.search`."""
-        return self.searcher.search([queries] if isinstance(queries, str) else queries, k, min_score)
+        return self.searcher.search([queries] if isinstance(queries, str) else queries, k, min_score, where)
 
-    def similar(self, document_id: str, k: int = 10, min_score: float | None = None) -> list[Hit]:
+    def similar(
+        self, document_id: str, k: int = 10, min_score: float | None = None, where: "Where | None" = None
+    ) -> list[Hit]:
         """Documents nearest to a stored one. See :meth:`Searcher.similar`."""
-        return self.searcher.similar(document_id, k, min_score)
+        return self.searcher.similar(document_id, k, min_score, where)
 
     def cluster(
         self,

@@ -23,11 +23,12 @@ LAYERS = (
         "__init__ spec prompts batching pooling embedded adapter whitening models settings device packing backbone "
         "encoder",
     ),
-    ("store", "files manifest shard reader values writer verify"),
-    ("index", "footprint planner recall rescore faiss_index effort lists building search"),
+    ("store", "files manifest shard pages reader where values writer verify"),
+    ("index", "footprint planner neighbors recall rescore filtered faiss_index effort lists building search"),
     ("", "pipeline builder"),
-    ("cluster", "options distinct neighbors edge_order spanning_tree hdbscan_tree noise reduce groups result saved"),
-    ("cluster", "central assign keywords clustering layout map"),
+    ("cluster", "options distinct sampling cells lookup neighbors edge_order components boruvka forest spanning_tree"),
+    ("cluster", "hdbscan_tree noise reduce plan groups result saved"),
+    ("cluster", "central assign membership keywords clustering layout map"),
     ("", "api __init__"),
 )
 # The training package in the same way; its files stand on all of the library.
@@ -49,7 +50,7 @@ STRANGERS = {
     "cluster/": ("corpus/", "encode/", "pipeline", "builder"),
 }
 FORBIDDEN = {"click", "llmindex_cli", "rich"}
-HEAVY = {"faiss", "hdbscan", "matplotlib", "sklearn", "torch", "transformers", "umap"}
+HEAVY = {"duckdb", "faiss", "hdbscan", "matplotlib", "sklearn", "torch", "transformers", "umap"}
 # What anything may import at any time.
 LIGHT_FILES = ("errors", "records", "progress", "encode/spec", "encode/prompts", "index/footprint", "index/planner")
 LIGHT = ("corpus/", "store/", *LIGHT_FILES)

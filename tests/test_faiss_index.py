@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from llmindex.errors import UsageError
 from llmindex.index.building import build_index
-from llmindex.index.faiss_index import Neighbors, VectorIndex
+from llmindex.index.faiss_index import VectorIndex
+from llmindex.index.neighbors import Neighbors
 from llmindex.index.recall import draw_sample, gather, least_effort, recalls
 from llmindex.progress import Progress
 from llmindex.records import Rows, Vectors

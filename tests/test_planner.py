@@ -162,6 +162,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *installed: str) -> None:
         return "1.0"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    require_faiss.cache_clear()
 
 
 def test_faiss_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,3 +206,8 @@ def test_planning_does_not_load_faiss() -> None:
 def test_strings_that_would_crash_faiss_never_reach_it(factory: str) -> None:
     with pytest.raises(UsageError, match="unknown FAISS factory string"):
         check_factory(factory, 8)
+
+
+def test_no_memory_at_all_is_refused_with_what_would_do() -> None:
+    with pytest.raises(UsageError, match=r"cannot be indexed for recall 0.95 in 0 MB; --memory \d+MB would do"):
+        plan(10**6, 64, memory=0)

@@ -24,10 +24,10 @@ SENTENCES = [
 ]
 
 
-def make_whitened(base: Path, folder: Path, dim: int) -> Path:
+def make_whitened(base: Path, folder: Path, dim: int, pooling: str = "last") -> Path:
     """An adapter with an encoder.json and a whitening, as training leaves them."""
     make_adapter(base, folder)
-    plain = Encoder.load(str(folder), prompt="cluster", pooling="last", max_tokens=20, dtype="float32")
+    plain = Encoder.load(str(folder), prompt="cluster", pooling=pooling, max_tokens=20, dtype="float32")
     Whitening.fit(plain.encode(SENTENCES), dim).save(folder)
     spec = replace(plain.spec, dim=dim, whitened=True, adapter_sha256=adapters.read(folder).sha256)
     (folder / adapters.SPEC_NAME).write_text(json.dumps(spec.to_json()))

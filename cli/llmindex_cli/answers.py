@@ -30,20 +30,24 @@ class Answers:
         self._opened: Index | None = None
         self._noted = False
 
-    def of(self, queries: Sequence[str], k: int, min_score: float | None) -> Sequence[Sequence[AnyHit]]:
+    def of(
+        self, queries: Sequence[str], k: int, min_score: float | None, where: str | None
+    ) -> Sequence[Sequence[AnyHit]]:
         """Hits for each query, best first; raises as ``llmindex.open`` and ``Index.search``."""
         if self._resident:
             try:
-                return self._from_resident(queries, k, min_score)
+                return self._from_resident(queries, k, min_score, where)
             except ResidentError:
                 self._resident = False
         with loading():  # the model comes with the first query
             if self._opened is None:
                 self._opened = open_index(self._index, noted=self._noted, **self._runtime)
-            return self._opened.search(queries, k=k, min_score=min_score)
+            return self._opened.search(queries, k=k, min_score=min_score, where=where)
 
-    def _from_resident(self, queries: Sequence[str], k: int, min_score: float | None) -> Sequence[Sequence[AnyHit]]:
-        reply = client.search(self._index, self._runtime, queries, k, min_score)
+    def _from_resident(
+        self, queries: Sequence[str], k: int, min_score: float | None, where: str | None
+    ) -> Sequence[Sequence[AnyHit]]:
+        reply = client.search(self._index, self._runtime, queries, k, min_score, where)
         if not self._noted:
             note_unfinished(self._index, reply.unfinished)
             self._noted = True

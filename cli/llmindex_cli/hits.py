@@ -58,7 +58,8 @@ def print_hits_json(query: str, hits: Sequence[AnyHit]) -> None:
         )
 
 
-def none_found(about: str, min_score: float | None) -> str:
+def none_found(about: str, min_score: float | None, where: str | None) -> str:
     """The note for a query without hits."""
+    among = "" if where is None else f" where {where}"
     limit = "" if min_score is None else f" with a score of {min_score:g} or more"
-    return f"No hits for {about}{limit}."
+    return f"No hits for {about}{among}{limit}."

@@ -78,6 +78,9 @@ class Number(click.FloatRange):
         return number
 
 
+_LEAST_SIZE = 10**6
+
+
 class Size(click.ParamType[int]):
     """An amount of memory, such as ``2GB`` or ``512 MiB``, in bytes."""
 
@@ -88,7 +91,10 @@ class Size(click.ParamType[int]):
         found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([kmgt])(i?)b?", str(value), re.IGNORECASE)
         if not found or not float(found[1]):
             self.fail(f"'{value}' is not a size such as 2GB or 512MB.", param, ctx)
-        return int(float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2].lower()) + 1))
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2].lower()) + 1))
+        if size < _LEAST_SIZE:
+            self.fail(f"'{value}' is less than 1MB.", param, ctx)
+        return size
 
 
 class PromptType(click.ParamType[str]):
@@ -208,7 +214,7 @@ def recall_options(command: CommandFunction) -> CommandFunction:
 
 
 def hits_options(command: CommandFunction) -> CommandFunction:
-    """``-k`` and ``--min-score``."""
+    """``-k``, ``--min-score`` and ``--where``."""
     return _apply(
         command,
         click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits."),
@@ -217,6 +223,12 @@ def hits_options(command: CommandFunction) -> CommandFunction:
             type=Number(-1, 1),
             metavar="SCORE",
             help="Leave out hits with a lower score (inner product of unit vectors, at most 1).",
+        ),
+        click.option(
+            "--where",
+            metavar="SQL",
+            help="Search only among the documents for which this is true: an SQL expression over the index's columns "
+            "(`llmindex info` lists them), such as \"year >= 2020 AND lang = 'en'\". Needs duckdb.",
         ),
     )
 

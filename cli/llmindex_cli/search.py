@@ -24,6 +24,7 @@ BATCH = 256
     examples=(
         ("Ask one question, or several", 'llmindex search "how do I parse a date"'),
         ("", 'llmindex search "parse a date" "format a date" -k 3'),
+        ("Only among some documents", 'llmindex search "parse a date" --where "year >= 2020 AND lang = \'en\'"'),
         ("One query a line, hits for a program", "llmindex search - --json < queries.txt > hits.jsonl"),
     ),
 )
@@ -44,6 +45,7 @@ def command(
     index: Path,
     k: int,
     min_score: float | None,
+    where: str | None,
     as_json: bool,
     no_daemon: bool,
     runtime: dict[str, Any],
@@ -61,7 +63,7 @@ def command(
     several = len(batch) > 1
     first = True
     while batch:
-        for query, hits in zip(batch, answers.of(batch, k, min_score), strict=True):
+        for query, hits in zip(batch, answers.of(batch, k, min_score, where), strict=True):
             if as_json:
                 print_hits_json(query, hits)
             elif hits:
@@ -70,7 +72,7 @@ def command(
                 print_hits(hits)
                 first = False
             if not hits:
-                note(none_found(f'"{query}"', min_score))
+                note(none_found(f'"{query}"', min_score, where))
         if sys.stdout is not None:
             sys.stdout.flush()
         batch = list(islice(wanted, BATCH))

@@ -22,12 +22,12 @@ from llmindex_cli.options import Command, hits_options, index_option, json_optio
 @index_option
 @hits_options
 @json_option("one object a hit")
-def command(document_id: str, index: Path, k: int, min_score: float | None, as_json: bool) -> None:
+def command(document_id: str, index: Path, k: int, min_score: float | None, where: str | None, as_json: bool) -> None:
     """Find the stored documents nearest to the one with this ID, which is itself left out."""
-    hits = open_index(index).similar(document_id, k=k, min_score=min_score)
+    hits = open_index(index).similar(document_id, k=k, min_score=min_score, where=where)
     if as_json:
         print_hits_json(document_id, hits)
     elif hits:
         print_hits(hits)
     if not hits:
-        note(none_found(f'document "{document_id}"', min_score))
+        note(none_found(f'document "{document_id}"', min_score, where))

@@ -10,7 +10,6 @@ import logging
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmindex.errors import StaleIndex, UsageError
+from llmindex.index.filtered import Filters
+from llmindex.index.neighbors import Neighbors
 from llmindex.index.planner import faiss_reason, require_faiss
 from llmindex.index.rescore import nearest_of
 from llmindex.records import Rows, Vectors
@@ -37,21 +38,12 @@ Index = Any
 """A ``faiss.Index``: FAISS has no types."""
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbors:
-    """The nearest stored vectors of some queries, nearest first.
+class VectorIndex:
+    """An index that is ready to search. May be used from several threads.
 
     Attributes:
-        rows: ``(q, k) int64``; -1 where fewer than k were found, at the end.
-        scores: inner products, ``(q, k) float32``; -inf where there is no row.
+        count: how many vectors it holds.
     """
-
-    rows: Rows
-    scores: NDArray[np.float32]
-
-
-class VectorIndex:
-    """An index that is ready to search. May be used from several threads."""
 
     def __init__(self, index: Index, store: VectorStore | None = None, rescored: int = 0) -> None:
         """Use :meth:`load`.
@@ -62,6 +54,7 @@ class VectorIndex:
             rescored: how many times as many candidates are scored again; 0 for none.
         """
         faiss = require_faiss()
+        self.count = int(index.ntotal)
         self._index = index
         self._store = store
         self._rescored = rescored
@@ -112,9 +105,15 @@ class VectorIndex:
             self._widen(queries, scores, rows)
         if self._rescored and self._store is not None:
             scores, rows = nearest_of(self._store, queries, rows, k)
-        scores[rows < 0] = -np.inf
-        order = np.lexsort((rows, -scores), axis=1)
-        return Neighbors(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
+        return Neighbors.ordered(scores, rows)
+
+    def filters(self, store: VectorStore) -> Filters:
+        """For searches among some of its vectors.
+
+        Args:
+            store: what it was loaded from.
+        """
+        return Filters(self._index, store, self._rescored)
 
     def _widen(self, queries: Vectors, scores: NDArray[np.float32], rows: Rows) -> None:
         """Fill up, in place, what was found of the queries that lack some: look at ever more lists."""

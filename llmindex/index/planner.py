@@ -5,6 +5,7 @@ inverted lists of float16 vectors: an order of magnitude cheaper to build than a
 them be, since the number of lists that are searched is chosen by measurement afterwards.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import math
@@ -173,7 +174,7 @@ def _operations(count: int, dim: int, nlist: int, train_vectors: int) -> int:
 
 def _too_little(count: int, dim: int, recall: float, memory: int) -> UsageError:
     """The refusal, with what is nearest: how much memory would do, and which recall can be had."""
-    enough = float(memory)
+    enough = float(max(memory, 1))
     while not any(
         recalled >= recall and planned.footprint.peak <= enough
         for recalled, planned in _candidates(count, dim, int(enough))
@@ -242,6 +243,7 @@ def faiss_reason(error: Exception) -> str:
     return re.sub(r"^Error: ('.*?' failed)(: )?", lambda found: "" if found[2] else found[1], said)[:200]
 
 
+@functools.cache  # looking for both packages takes longer than a search
 def require_faiss() -> Any:  # noqa: ANN401 - FAISS has no types
     """The ``faiss`` module.
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from llmindex.errors import UsageError
 from llmindex.index.faiss_index import VectorIndex
+from llmindex.index.filtered import FilteredIndex
 from llmindex.records import Hit, Vectors
 from llmindex.store.reader import VectorStore
 from llmindex.store.values import to_pylist
+from llmindex.store.where import Where
 
 if TYPE_CHECKING:  # what needs no model, such as `similar`, does without torch
     from llmindex.encode.encoder import Encoder
@@ -31,6 +33,7 @@ class Searcher:
         """
         self._store = store
         self._index = VectorIndex.load(store)
+        self._filters = self._index.filters(store)
         self._load_encoder = load_encoder
 
     @cached_property
@@ -38,28 +41,59 @@ class Searcher:
         """The encoder that made the vectors."""
         return self._load_encoder()
 
-    def search(self, queries: Sequence[str], k: int = 10, min_score: float | None = None) -> list[list[Hit]]:
+    def search(
+        self, queries: Sequence[str], k: int = 10, min_score: float | None = None, where: Where | None = None
+    ) -> list[list[Hit]]:
         """The nearest documents of each query, best first.
 
         Args:
             queries: texts; they get the query prompt.
-            k: the most hits of a query; fewer where the index is smaller.
+            k: the most hits of a query; fewer where the index is smaller, or fewer documents qualify.
             min_score: leave out hits below this score.
+            where: search only among the documents that satisfy this condition on their columns: SQL as after WHERE,
+                such as ``"year >= 2020 AND lang = 'en'"``, or an expression of ``pyarrow.compute``.
 
         Raises:
-            UsageError: k is below 1, or min_score is not a number.
+            UsageError: k is below 1, min_score is not a number, or where is not a condition on these columns.
+            MissingPackage: where is SQL, and duckdb is not installed.
             ModelError: the index's model is not there any more.
             SpecMismatch: it has changed since.
         """
-        _check(k, min_score)
-        if not queries:
-            return []
-        return self.search_vectors(self.encoder.encode(queries, role="query"), k, min_score)
+        index = self._among(k, min_score, where)  # before the model is loaded, which takes its time
+        if not queries or not index.count:
+            return [[] for _ in queries]
+        return self._hits(index, self.encoder.encode(queries, role="query"), k, min_score)
 
-    def search_vectors(self, vectors: Vectors, k: int = 10, min_score: float | None = None) -> list[list[Hit]]:
+    def search_vectors(
+        self, vectors: Vectors, k: int = 10, min_score: float | None = None, where: Where | None = None
+    ) -> list[list[Hit]]:
         """The same for query vectors ``(q, dim) float32`` of unit length."""
+        return self._hits(self._among(k, min_score, where), vectors, k, min_score)
+
+    def similar(
+        self, document_id: str, k: int = 10, min_score: float | None = None, where: Where | None = None
+    ) -> list[Hit]:
+        """The documents nearest to a stored one, itself left out; it need not satisfy the condition.
+
+        Raises:
+            UsageError: there is no such id, or as :meth:`search`.
+            MissingPackage: as :meth:`search`.
+        """
+        index = self._among(k, min_score, where)
+        row = self._store.rows_of([document_id])
+        (hits,) = self._hits(index, self._store.take_vectors(row), k + 1, min_score)
+        others = [hit for hit in hits if hit.row != int(row[0])][:k]
+        return [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
+
+    def _among(self, k: int, min_score: float | None, where: Where | None) -> VectorIndex | FilteredIndex:
+        """What to search in."""
         _check(k, min_score)
-        found = self._index.search(vectors, k)
+        return self._index if where is None else self._filters.of(where)
+
+    def _hits(
+        self, index: VectorIndex | FilteredIndex, vectors: Vectors, k: int, min_score: float | None
+    ) -> list[list[Hit]]:
+        found = index.search(vectors, k)
         kept = found.rows >= 0
         if min_score is not None:
             kept &= found.scores >= min_score
@@ -70,18 +104,6 @@ class Searcher:
             best = zip(rows[keep].tolist(), scores[keep].tolist(), strict=True)
             hits.append([_hit(rank, row, score, next(taken)) for rank, (row, score) in enumerate(best, start=1)])
         return hits
-
-    def similar(self, document_id: str, k: int = 10, min_score: float | None = None) -> list[Hit]:
-        """The documents nearest to a stored one, itself left out.
-
-        Raises:
-            UsageError: there is no such id, or k is below 1.
-        """
-        _check(k, min_score)
-        row = self._store.rows_of([document_id])
-        (hits,) = self.search_vectors(self._store.take_vectors(row), k + 1, min_score)
-        others = [hit for hit in hits if hit.row != int(row[0])][:k]
-        return [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
 
 
 def _hit(rank: int, row: int, score: float, document: dict[str, object]) -> Hit:

@@ -42,6 +42,12 @@ def test_what_is_no_size(text: str) -> None:
         Size()(text)
 
 
+@pytest.mark.parametrize("text", ["1kb", "0.0001kB", "999kB"])
+def test_a_size_too_small_for_anything(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=f"'{text}' is less than 1MB"):
+        Size()(text)
+
+
 def test_the_only_index_here_is_taken(tmp_path: Path) -> None:
     (tmp_path / "a.llmindex").mkdir()
     (tmp_path / "file.llmindex").touch()

@@ -19,7 +19,7 @@ from .resident_runs import PATIENCE, Resident, wait_until
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 GOAL = TEMPLATES[0].format(30)
-UNLOADED = {"torch", "transformers", "faiss", "pyarrow", "numpy"}
+UNLOADED = {"torch", "transformers", "faiss", "pyarrow", "numpy", "duckdb"}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,8 @@ def edit_manifest(index: Path, /, **changes: dict[str, object] | None) -> None:
         ["goal", "-k", "1000000000", "--json"],
         ["goal", "water", "--min-score", "0.9", "--json"],
         ["goal", "--min-score", "1"],
+        ["goal", "water", "--where", "year < 50 AND id <> 'doc-30'", "--json"],
+        ["goal", "--where", "year > 1000"],
         ["goal", "--device", "cpu", "--dtype", "float32", "--json"],
     ],
     ids=" ".join,
@@ -99,15 +101,25 @@ def test_same_errors(warmed: Resident, index: Path, llmindex: Llmindex, monkeypa
     assert warmed.run("search", GOAL, "-i", index).code == 0
 
 
+@pytest.mark.parametrize("where", ["yeer > 3", "year >", "year > 3; DROP TABLE documents", "", "a\udcff = 1"])
+def test_same_word_on_a_condition_that_cannot_be(where: str, warmed: Resident, built: Path, llmindex: Llmindex) -> None:
+    ours = warmed.run("search", GOAL, "-i", built, "--where", where)
+    assert (ours.code, ours.out, ours.err.count("\n")) == (2, "", 1)
+    assert ours == llmindex("search", GOAL, "-i", built, "--where", where)
+
+
 def test_an_index_that_changed_is_read_again(
     warmed: Resident, index: Path, tiny_model: Path, tmp_path: Path, llmindex: Llmindex
 ) -> None:
-    assert warmed.run("search", GOAL, "-i", index, "-k", "1").code == 0
+    for where in ([], ["--where", "id LIKE '%e%'"]):
+        assert warmed.run("search", GOAL, "-i", index, "-k", "1", *where).code == 0
     table = pa.table({"id": ["new"], "text": ["Another text altogether."]})
     pq.write_table(table, tmp_path / "other.parquet")
     rebuild = ["build", tmp_path / "other.parquet", "-o", index, "--model", tiny_model, "--overwrite"]
     assert llmindex("-q", *rebuild).code == 0
     ours = warmed.run("search", GOAL, "-i", index, "--json")
+    assert json.loads(ours.out)["id"] == "new"
+    ours = warmed.run("search", GOAL, "-i", index, "--json", "--where", "id LIKE '%e%'")
     assert json.loads(ours.out)["id"] == "new"
     shutil.rmtree(index)
     assert warmed.run("search", GOAL, "-i", index).err.endswith("make it with `llmindex build`\n")

@@ -111,3 +111,59 @@ def test_similar_to_an_unknown_document(llmindex: Llmindex, built: Path) -> None
     assert (ended.code, ended.out) == (2, "")
     assert 'doc-3O"' in ended.err
     assert ended.err.count("\n") == 1
+
+
+def ids(out: str) -> list[str]:
+    return [json.loads(line)["id"] for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("arguments", [("search", GOAL), ("similar", "doc-30")], ids=["search", "similar"])
+def test_among_some_documents(arguments: tuple[str, str], llmindex: Llmindex, built: Path) -> None:
+    everything = ids(llmindex(*arguments, "-i", built, "-k", "120", "--json").out)
+    ended = llmindex(*arguments, "-i", built, "-k", "10", "--json", "--where", "year BETWEEN 20 AND 50")
+    assert (ended.code, ended.err) == (0, "")
+    assert ids(ended.out) == [each for each in everything if 20 <= int(each[4:]) <= 50][:10]
+
+
+def test_no_document_qualifies(llmindex: Llmindex, built: Path) -> None:
+    ended = llmindex("search", "goal", "-i", built, "--where", "year > 1000")
+    assert (ended.code, ended.out, ended.err) == (0, "", 'No hits for "goal" where year > 1000.\n')
+    ended = llmindex("similar", "doc-3", "-i", built, "--where", "id = 'doc-3'", "--min-score", "0.5")
+    assert ended.err == "No hits for document \"doc-3\" where id = 'doc-3' with a score of 0.5 or more.\n"
+    assert (ended.code, ended.out) == (0, "")
+
+
+CONDITIONS = {
+    "an unknown column": ("yeer > 3", '"yeer"'),
+    "a syntax error": ("year > AND", "syntax error"),
+    "another type": ("year = 'soon'", "'soon'"),
+    "no condition": ("id", "BOOL"),
+    "nothing": (" ", "it is empty"),
+    "not UTF-8": ("year = '\udcff'", "UTF-8"),
+    "a second statement": ("1 = 1; DROP TABLE documents", "single expression"),
+    "a second query": ("true UNION SELECT true", "single expression"),
+    "a way out of the brackets": ("true) OR (true", "syntax error"),
+    "a sub-select of a file": ("EXISTS (FROM read_csv('/etc/passwd'))", "single expression"),
+    "a file": ("read_text('/etc/passwd') IS NOT NULL", "read_text"),
+    "a sample": ("true USING SAMPLE 3", "single expression"),
+    "all columns": ("COLUMNS(*) IS NOT NULL", "single expression"),
+    "a count": ("count(*) > 1", "aggregates"),
+}
+
+
+@pytest.mark.parametrize("case", CONDITIONS)
+def test_a_condition_that_cannot_be(case: str, llmindex: Llmindex, built: Path) -> None:
+    where, culprit = CONDITIONS[case]
+    for arguments in (("search", GOAL), ("similar", "doc-30")):
+        ended = llmindex(*arguments, "-i", built, "--where", where)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+        assert ended.err.startswith("Error: --where: ")
+        assert culprit in ended.err
+        assert ended.err.endswith("; the columns are id, text, year, ratio, price, when, blob, tags\n")
+
+
+def test_duckdb_is_missing(llmindex: Llmindex, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    ended = llmindex("similar", "doc-30", "-i", built, "--where", "true")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == "Error: --where needs duckdb: pip install duckdb\n"

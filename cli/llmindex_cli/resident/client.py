@@ -50,13 +50,16 @@ class Reply:
     error: errors.LlmindexError | None
 
 
-def search(index: Path, runtime: dict[str, Any], queries: Sequence[str], k: int, min_score: float | None) -> Reply:
+def search(
+    index: Path, runtime: dict[str, Any], queries: Sequence[str], k: int, min_score: float | None, where: str | None
+) -> Reply:
     """Search an index, in the resident searcher; it is started where there is none.
 
     Raises:
         ResidentError: it cannot be reached, or cannot answer this.
     """
-    return _read(_ask({"do": "search", **_about(index, runtime), "queries": queries, "k": k, "min_score": min_score}))
+    asked = {"queries": queries, "k": k, "min_score": min_score, "where": where}
+    return _read(_ask({"do": "search", **_about(index, runtime), **asked}))
 
 
 def warm(index: Path, runtime: dict[str, Any], idle_minutes: float | None) -> Reply:

@@ -96,7 +96,7 @@ class OpenIndexes:
         if request["do"] == "warm":
             searcher.search(["warm"], k=1)
             return {"status": self.status()}
-        found = searcher.search(request["queries"], request["k"], request["min_score"])
+        found = searcher.search(request["queries"], request["k"], request["min_score"], request["where"])
         return {"hits": [[_as_json(hit) for hit in hits] for hits in found]}
 
     def _at_hand(self, name: tuple[str, str], runtime: dict[str, Any]) -> _Open:
