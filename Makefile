@@ -64,5 +64,12 @@ lint: $(STAMP)  ## ruff: format check and lint
 types: $(STAMP)  ## mypy --strict
 	@$(BIN)/python -m mypy
 
-bench: $(STAMP) demo  ## run the benchmarks (long; they need the evaluation data)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+# The benchmarks that need nothing but the evaluation data, and those that keep vectors in a folder. The others are
+# given files of pairs: each says at its top how it is run.
+BENCHES := cluster_defaults encoder_quality encoding_fidelity encoding_speed keyword_search search_latency
+FOLDER_BENCHES := cluster_scale filtered_search index_scale rows_by_position
+
+bench: $(STAMP) demo  ## run the benchmarks beside their peers (hours; they need the evaluation data)
+	@$(PIP) -e '.[bench]' -c constraints.txt
+	@set -e; for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	@set -e; for name in $(FOLDER_BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(VENV)/bench; done

@@ -134,10 +134,11 @@ def test_a_kernel_that_gives_other_states_is_not_used(
 @pytest.mark.skipif(embedded.find_gguf() is None, reason=f"default model: {embedded.INSTALL}")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_default_is_packed(dtype: str) -> None:
-    encoder = Encoder.load(models.DEFAULT, device="cpu", dtype=dtype)
+    encoder, exact = (Encoder.load(models.DEFAULT, device="cpu", dtype=each) for each in (dtype, "float32"))
     assert encoder.backbone.packs
-    exact = 1 - 1e-8 if dtype == "float32" else 0.999
-    assert lowest_cosine(encoder.encode(TEXTS), padded(encoder, TEXTS)) > exact
+    # Two ways of rounding to 16 bits differ from each other by more than either from 32 bits.
+    least = 1 - 1e-8 if dtype == "float32" else 0.999
+    assert lowest_cosine(encoder.encode(TEXTS), padded(exact, TEXTS)) > least
 
 
 def test_rows_come_back_as_they_were() -> None:
