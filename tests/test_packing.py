@@ -132,8 +132,9 @@ def test_a_kernel_that_gives_other_states_is_not_used(
 
 
 @pytest.mark.skipif(embedded.find_gguf() is None, reason=f"default model: {embedded.INSTALL}")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_default_is_packed(dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "tiles"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
+def test_the_default_is_packed(monkeypatch: pytest.MonkeyPatch, dtype: str, tiles: bool) -> None:
+    monkeypatch.setattr(packing, "_has_tiles", lambda dtype: tiles)
     encoder, exact = (Encoder.load(models.DEFAULT, device="cpu", dtype=each) for each in (dtype, "float32"))
     assert encoder.backbone.packs
     # Two ways of rounding to 16 bits differ from each other by more than either from 32 bits.
