@@ -4,8 +4,8 @@ Mean V-measure of mini-batch k-means at the true k over the five labelled sets, 
 is the bare one for every prompt and pooling, then with each adapter that is named, which was trained with the prompt
 `cluster` for the pooling before it. What a former call has scored is kept; delete the results to score afresh.
 
-    python benchmarks/steps_against_score.py natural.parquet synthetic.parquet runs/last
-    python benchmarks/steps_against_score.py natural.parquet synthetic.parquet runs/mean --pooling mean --steps 100
+    python benchmarks/steps_against_score.py runs/last natural.parquet --steps 100
+    python benchmarks/steps_against_score.py runs/mean natural.parquet --steps 100 --pooling mean
     python benchmarks/reproduction.py last=runs/last/checkpoints/checkpoint-100 mean=runs/mean/...
 """
 

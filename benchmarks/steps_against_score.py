@@ -1,9 +1,9 @@
 """How soon does training pay? One long run by the published prompt and pooling, scored at some of its checkpoints.
 
-The prompt is `cluster`; small batches of natural and synthetic pairs, a constant learning rate. Scored as in
+The prompt is `cluster`; small batches, a constant learning rate. Scored as in
 ablations.py, which says where the pairs come from, too.
 
-    python benchmarks/steps_against_score.py natural.parquet synthetic.parquet run/ [--pooling last] [--steps 400]
+    python benchmarks/steps_against_score.py run/ natural.parquet synthetic.parquet [--pooling last] [--steps 400]
 """
 
 import argparse
@@ -42,15 +42,14 @@ def settings_of(pooling: str, steps: int) -> list[str]:
 def main() -> None:
     """Train, score the checkpoints, print a table and save all scores."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("natural")
-    parser.add_argument("synthetic")
     parser.add_argument("run", type=Path)
+    parser.add_argument("pairs", nargs="+")
     parser.add_argument("--pooling", default="last", choices=POOLINGS)
     parser.add_argument("--steps", type=int, default=STEPS[-1], choices=STEPS)
     arguments = parser.parse_args()
     pooling = arguments.pooling
     recipe = recipes.load("default", settings_of(pooling, arguments.steps))
-    trainer.train([arguments.natural, arguments.synthetic], arguments.run, recipe, on_progress=tell)
+    trainer.train(arguments.pairs, arguments.run, recipe, on_progress=tell)
     yardstick = Yardstick.read()
     for step in (step for step in (0, *STEPS) if step <= arguments.steps):
         adapter = str(RunFolder(arguments.run).checkpoint(step)) if step else None
