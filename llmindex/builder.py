@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 
 from llmindex.corpus import Corpus, CorpusOptions, Position
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import BuildInterrupted, CorpusError, SpecMismatch, UsageError
-from llmindex.index import building, faiss_index, planner
+from llmindex.index import building, faiss_index, forecast, planner
 from llmindex.index.planner import DEFAULT_RECALL
 from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress, ProgressCallback
@@ -29,8 +28,6 @@ Sources: TypeAlias = str | Path | Sequence[str | Path] | pa.Table
 
 _PLAN_SAMPLE = 64
 _PLAN_WINDOW = 2048
-# Indexing takes so much longer than its matrix products alone: selecting the best, reading, tuning.
-_INDEX_SLACK = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +222,7 @@ def plan(
             tokens=tokens,
             truncated=truncated,
             seconds=tokens / speed,
-            index_seconds=_INDEX_SLACK * planned.operations / _operations_per_second(),
+            index_seconds=forecast.seconds_of(planned),
             disk_bytes=stored + footprint.file + content // 2,  # zstd halves text, or better
             memory_bytes=model.memory_bytes + max(footprint.build, stored // max(1, documents) * SHARD_ROWS),
             index_memory_bytes=footprint.build,
@@ -324,17 +321,6 @@ def _tokens_per_second(encoder: Encoder, texts: list[str]) -> float:
     started = time.perf_counter()
     encoder.forward(tokens)
     return float(tokens.offsets[-1]) / (time.perf_counter() - started)
-
-
-def _operations_per_second() -> float:
-    """Multiplications and additions a second of a matrix product as large as the index's."""
-    left, right = np.ones((2, 1_024, 512), np.float32)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        left @ right.T
-        seconds.append(time.perf_counter() - started)
-    return 2.0 * left.size * len(right) / min(seconds)
 
 
 def _listed(sources: Sources) -> Sequence[str | Path] | pa.Table:

@@ -259,6 +259,28 @@ def test_memory_chooses_the_index_or_refuses_it(corpus: Path, encoder: Encoder, 
         index.reindex(memory=10**6)
 
 
+def test_a_reindex_is_planned_as_it_is_run(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder, vector_dtype="float32")
+    index = llmindex.open(tmp_path / "x")
+    before = contents(index.path)
+    planned = index.plan_reindex(factory="SQfp16", recall=0.9)
+    assert contents(index.path) == before
+    assert (planned.documents, planned.recall, planned.factory) == (288, 0.9, "SQfp16")
+    assert 0 < planned.index_seconds < 60
+    assert planned.search_memory_bytes < planned.index_memory_bytes
+    json.dumps(planned.to_json())
+    record = index.reindex(factory="SQfp16", recall=0.9)
+    assert record.bytes == pytest.approx(planned.disk_bytes, rel=0.05)
+    for options in ({"memory": 10**6}, {"factory": "Flatt"}, {"recall": 2.0}):
+        refused = []
+        for run in (index.reindex, index.plan_reindex):
+            with pytest.raises(UsageError) as caught:
+                run(**options)
+            refused.append(str(caught.value))
+        assert refused[0] == refused[1]
+    assert index.plan_reindex(memory=10**9).factory == index.reindex(memory=10**9).factory == "Flat"
+
+
 def test_over_long_texts_are_cut_and_counted(tiny_model: Path, tmp_path: Path) -> None:
     table = pa.table({"text": ["short", "long " * 400]})
     encoder = Encoder.load(str(tiny_model), device="cpu", max_tokens=100)

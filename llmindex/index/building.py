@@ -23,6 +23,21 @@ logger = logging.getLogger(__name__)
 _SEED: Final = 20_250_722
 
 
+def choose(store: VectorStore, *, factory: str | None, recall: float, memory: int | None) -> IndexPlan:
+    """How :func:`build_index` would index a store; whatever it refuses before it starts is refused here.
+
+    Raises:
+        UsageError: the store is empty, the recall is not a share, FAISS does not take the factory string, or no index
+            reaches the recall in so much memory.
+        MissingPackage: a factory string is given, and FAISS is not installed.
+    """
+    if not 0 < recall <= 1:
+        raise UsageError(f"--recall must be above 0 and at most 1, got {recall}")
+    if not store.count:
+        raise UsageError(f"{store.path} holds no documents: there is nothing to index")
+    return plan(store.count, store.dim, factory, recall=recall, memory=memory)
+
+
 def build_index(
     store: VectorStore,
     *,
@@ -50,11 +65,7 @@ def build_index(
         MissingPackage: FAISS is not installed.
         StorageError: the disk refused; nothing is left of the file.
     """
-    if not 0 < recall <= 1:
-        raise UsageError(f"--recall must be above 0 and at most 1, got {recall}")
-    if not store.count:
-        raise UsageError(f"{store.path} holds no documents: there is nothing to index")
-    chosen = plan(store.count, store.dim, factory, recall=recall, memory=memory)
+    chosen = choose(store, factory=factory, recall=recall, memory=memory)
     report = on_progress or (lambda _: None)
     written = store.path / "faiss" / "written.faiss"
     make_folder(written.parent)
