@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from llmindex.corpus import Corpus, CorpusOptions, Position
+from llmindex.corpus.discovery import STDIN
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import BuildInterrupted, CorpusError, SpecMismatch, UsageError
@@ -133,21 +134,20 @@ def build(
         recall: recall@10 against exact search that the FAISS index is tuned to.
         memory: the most bytes that building and searching the FAISS index may take, besides the model.
         overwrite: start afresh where there is an index already.
-        on_progress: called with the stages "scan", "encode", "train", "assign", "add", "tune".
+        on_progress: called with the stages "scan", "count", "encode", "train", "assign", "add", "tune".
 
     Raises:
         BuildInterrupted: Ctrl-C; what was encoded is committed, and the same call goes on from there.
         LlmindexError: anything else that a user can act on; an index that was there is untouched or smaller, but valid.
     """
     started = time.perf_counter()
-    _check_recall(recall)
-    with Corpus.open(_listed(sources), corpus or CorpusOptions(), on_progress) as opened:
+    listed = _listed(sources)
+    _check_options(listed, factory, recall, memory)
+    with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
         path = Path(index) if index is not None else Path(f"{opened.name}.llmindex")
         model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
-        if factory is not None:
-            planner.check_factory(factory, model.spec.dim, opened.rows)
-        if opened.rows:
-            planner.plan(opened.rows, model.spec.dim, factory, recall=recall, memory=memory)
+        if not _is_complete(path, overwrite):
+            _check_index(opened, model.spec.dim, factory, recall, memory, on_progress)
         next(opened.windows(1))  # a corpus without any usable row must not leave an empty index, nor replace one
         with _writer(path, opened, model, vector_dtype, overwrite) as writer:
             complete = writer.manifest.corpus.complete
@@ -193,8 +193,9 @@ def plan(
 
     Every text is tokenised; the speed is measured on a sample.
     """
-    _check_recall(recall)
-    with Corpus.open(_listed(sources), corpus or CorpusOptions(), on_progress) as opened:
+    listed = _listed(sources)
+    _check_options(listed, factory, recall, memory)
+    with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
         model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
         dim = model.spec.dim
         if factory is not None:
@@ -235,6 +236,32 @@ def plan(
         )
 
 
+def _check_index(
+    corpus: Corpus,
+    dim: int,
+    factory: str | None,
+    recall: float,
+    memory: int | None,
+    on_progress: ProgressCallback | None,
+) -> None:
+    """Refuse, before anything is encoded, an index that could not be made of the documents afterwards.
+
+    They are counted for that, in one more pass over the corpus, of which even standard input has been kept: rows
+    are no measure, since some may become no document, and fewer documents may need more memory, where they are too
+    few for inverted lists. The planner's own choice is never refused, and so needs no count.
+    """
+    if factory is None and memory is None:
+        return
+    if factory is not None:
+        planner.check_factory(factory, dim)
+    documents = 0
+    for window in corpus.windows(_PLAN_WINDOW):
+        documents += len(window.table)
+        if on_progress is not None:
+            on_progress(Progress("count", documents, corpus.rows))
+    planner.plan(documents, dim, factory, recall=recall, memory=memory)
+
+
 def _encode(
     corpus: Corpus,
     encoder: Encoder,
@@ -271,6 +298,11 @@ def _index(
         if asked in (None, record.factory) and recall in (DEFAULT_RECALL, record.recall_target):
             return record
     return building.rebuild(writer, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
+
+
+def _is_complete(path: Path, overwrite: bool) -> bool:
+    """Whether every vector is stored already and is to be kept."""
+    return not overwrite and (path / MANIFEST_NAME).exists() and Manifest.load(path).corpus.complete
 
 
 def _writer(path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype, overwrite: bool) -> VectorWriter:
@@ -327,6 +359,12 @@ def _listed(sources: Sources) -> Sequence[str | Path] | pa.Table:
     return [sources] if isinstance(sources, str | Path) else sources
 
 
-def _check_recall(recall: float) -> None:
+def _check_options(
+    sources: Sequence[str | Path] | pa.Table, factory: str | None, recall: float, memory: int | None
+) -> None:
+    """Refuse what needs no document to be refused."""
     if not 0 < recall <= 1:
         raise UsageError(f"--recall {recall} must be above 0 and at most 1")
+    planner.check_together(factory, memory)
+    if not isinstance(sources, pa.Table) and STDIN in map(str, sources):
+        planner.check_least(memory)  # the documents may be hours in coming; of files, the refusal can wait and say more

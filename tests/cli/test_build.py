@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,42 @@ def test_plan_writes_nothing(
     planned = json.loads(llmindex("build", documents, "--model", tiny_model, "--plan", "--json").out)
     assert planned["documents"] == 120
     assert list(tmp_path.iterdir()) == []
+
+
+def json_lines(texts: Iterable[str | None]) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def test_memory_that_nothing_fits_into_is_refused_before_standard_input_is_read(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    running = start("build", "-", "--model", tiny_model, "--memory", "50MB", cwd=tmp_path, stdin=subprocess.PIPE)
+    assert running.stdin is not None
+    try:
+        assert running.wait(timeout=120) == 2  # with its standard input open, and nothing in it
+    finally:
+        running.kill()
+        out, err = running.communicate()
+    assert out == b""
+    assert err == (b"Error: no index can be built in 50 MB, however few the documents; --memory takes at least 216MB\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_compared_with_the_documents_of_standard_input(
+    process: Llmindex, tiny_model: Path, tmp_path: Path
+) -> None:
+    arguments = ("build", "-", "--model", tiny_model, "--memory", "220MB")
+    refused = process(*arguments, stdin=json_lines(f"document {number}" for number in range(20_000)))
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.splitlines()[-1] == (
+        "Error: 20,000 vectors of length 32 cannot be indexed for recall 0.95 in 220 MB; --memory 225MB would do"
+    )
+    assert list(tmp_path.iterdir()) == []  # nothing was encoded
+    some = json_lines([*(f"document {number}" for number in range(50)), *[None] * 20_000])
+    for more in (("--plan",), ()):
+        ended = process(*arguments, *more, stdin=some)
+        assert ended.code == 0, ended.err
+    assert Manifest.load(tmp_path / "stdin.llmindex").count == 50
 
 
 def test_columns_by_option(llmindex: Llmindex, tiny_model: Path, tmp_path: Path) -> None:
