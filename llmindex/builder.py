@@ -16,7 +16,7 @@ from llmindex.corpus import Corpus, CorpusOptions, Position
 from llmindex.corpus.discovery import STDIN
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
-from llmindex.errors import BuildInterrupted, CorpusError, SpecMismatch, UsageError
+from llmindex.errors import BuildInterrupted, CorpusError, MissingPackage, SpecMismatch, UsageError, reindex_command
 from llmindex.index import building, faiss_index, forecast, planner
 from llmindex.index.planner import DEFAULT_RECALL
 from llmindex.pipeline import Pipeline
@@ -287,17 +287,28 @@ def _index(
     on_progress: ProgressCallback | None,
 ) -> IndexRecord:
     """The FAISS index of the store: the one that is there, unless it is stale or another was asked for."""
-    manifest = writer.manifest
-    record = manifest.index
-    if record is not None and not faiss_index.fault_of(VectorStore.open(path), record):
-        asked = factory
-        if memory is not None:
-            asked = planner.plan(
-                manifest.count, manifest.encoder.spec.dim, factory, recall=recall, memory=memory
-            ).factory
-        if asked in (None, record.factory) and recall in (DEFAULT_RECALL, record.recall_target):
-            return record
-    return building.rebuild(writer, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
+    record = writer.manifest.index
+    sound = None if faiss_index.fault_of(VectorStore.open(path), record) else record
+    try:
+        if sound is not None and _is_as_asked(sound, writer.manifest, factory, recall, memory):
+            return sound
+        return building.rebuild(writer, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
+    except (UsageError, MissingPackage) as error:
+        if sound is not None:
+            raise  # and the index can be searched as before
+        # Without what was refused; the planner can always reach a recall.
+        again = reindex_command(path, *(() if recall == DEFAULT_RECALL else ("--recall", f"{recall}")))
+        stored = f"the vectors of all {writer.manifest.count:,} documents are stored and safe"
+        raise type(error)(f"{error}; {stored}: {again} indexes them as the planner chooses") from error
+
+
+def _is_as_asked(
+    record: IndexRecord, manifest: Manifest, factory: str | None, recall: float, memory: int | None
+) -> bool:
+    asked = factory
+    if memory is not None:
+        asked = planner.plan(manifest.count, manifest.encoder.spec.dim, recall=recall, memory=memory).factory
+    return asked in (None, record.factory) and recall in (DEFAULT_RECALL, record.recall_target)
 
 
 def _is_complete(path: Path, overwrite: bool) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from llmindex.errors import StorageError, UsageError
+from llmindex.errors import StorageError, UsageError, reindex_command
 from llmindex.index.effort import find_effort, measure, tune
 from llmindex.index.faiss_index import Index, map_index, with_gpu
 from llmindex.index.lists import are_last, write_lists
@@ -104,7 +104,7 @@ def rebuild(
         record = build_index(store, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
     except StorageError as error:
         safe = f"{writer.manifest.count:,} documents are safe"
-        raise StorageError(f"{error}; {safe}; free space and run `llmindex reindex -i {writer.path}`") from error
+        raise StorageError(f"{error}; {safe}; free space and run {reindex_command(writer.path)}") from error
     writer.set_index(record)
     return record
 
@@ -120,8 +120,10 @@ def _write(store: VectorStore, chosen: IndexPlan, file: Path, report: ProgressCa
         for block in store.iter_vectors():
             index.add(block)
             report(Progress("add", int(index.ntotal), store.count, "vectors"))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         what = f'"{chosen.factory}" from {store.count:,} vectors of length {store.dim}'
+        if isinstance(error, MemoryError):
+            raise UsageError(f"no memory is left to build {what}; --memory chooses an index that fits") from error
         raise UsageError(f"FAISS cannot build {what}: {faiss_reason(error)}; try another --factory") from error
     with file.open("wb") as opened:
         # FAISS's own writer does not notice a disk that is full at the last moment.
