@@ -16,6 +16,7 @@ from llmindex.store.writer import VectorWriter
 if TYPE_CHECKING:
     from llmindex.cluster.clustering import Clustering, ClusterOptions
     from llmindex.encode.encoder import Encoder
+    from llmindex.index.forecast import ReindexPlan
     from llmindex.index.search import Searcher
     from llmindex.store.where import Where
 
@@ -130,6 +131,25 @@ class Index:
         self.store = VectorStore.open(self.path)
         self.__dict__.pop("searcher", None)
         return record
+
+    def plan_reindex(
+        self, *, factory: str | None = None, recall: float = DEFAULT_RECALL, memory: int | None = None
+    ) -> "ReindexPlan":
+        """What :meth:`reindex` would take with the same arguments, in seconds and bytes; writes nothing.
+
+        Args:
+            factory: a FAISS factory string; planned if left out.
+            recall: recall@10 against exact search that the index is to reach.
+            memory: the most bytes that building and searching the index may take, besides the model.
+
+        Raises:
+            UsageError: reindex would refuse it, in the same words.
+            MissingPackage: a factory string is given, and FAISS is not installed.
+        """
+        from llmindex.index.forecast import forecast
+
+        # As reindex does: of what is stored now, not when this index was opened.
+        return forecast(VectorStore.open(self.path), factory=factory, recall=recall, memory=memory)
 
     def info(self) -> dict[str, Any]:
         """What the index is: counts, encoder, corpus, FAISS index, clusterings and sizes, as JSON values."""

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 
 from llmindex.corpus import Corpus, CorpusOptions, Position
+from llmindex.corpus.discovery import STDIN
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
-from llmindex.errors import BuildInterrupted, CorpusError, SpecMismatch, UsageError
-from llmindex.index import building, faiss_index, planner
+from llmindex.errors import BuildInterrupted, CorpusError, MissingPackage, SpecMismatch, UsageError, reindex_command
+from llmindex.index import building, faiss_index, forecast, planner
 from llmindex.index.planner import DEFAULT_RECALL
 from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress, ProgressCallback
@@ -29,8 +29,6 @@ Sources: TypeAlias = str | Path | Sequence[str | Path] | pa.Table
 
 _PLAN_SAMPLE = 64
 _PLAN_WINDOW = 2048
-# Indexing takes so much longer than its matrix products alone: selecting the best, reading, tuning.
-_INDEX_SLACK = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +134,20 @@ def build(
         recall: recall@10 against exact search that the FAISS index is tuned to.
         memory: the most bytes that building and searching the FAISS index may take, besides the model.
         overwrite: start afresh where there is an index already.
-        on_progress: called with the stages "scan", "encode", "train", "assign", "add", "tune".
+        on_progress: called with the stages "scan", "count", "encode", "train", "assign", "add", "tune".
 
     Raises:
         BuildInterrupted: Ctrl-C; what was encoded is committed, and the same call goes on from there.
         LlmindexError: anything else that a user can act on; an index that was there is untouched or smaller, but valid.
     """
     started = time.perf_counter()
-    _check_recall(recall)
-    with Corpus.open(_listed(sources), corpus or CorpusOptions(), on_progress) as opened:
+    listed = _listed(sources)
+    _check_options(listed, factory, recall, memory)
+    with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
         path = Path(index) if index is not None else Path(f"{opened.name}.llmindex")
         model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
-        if factory is not None:
-            planner.check_factory(factory, model.spec.dim, opened.rows)
-        if opened.rows:
-            planner.plan(opened.rows, model.spec.dim, factory, recall=recall, memory=memory)
+        if not _is_complete(path, overwrite):
+            _check_index(opened, model.spec.dim, factory, recall, memory, on_progress)
         next(opened.windows(1))  # a corpus without any usable row must not leave an empty index, nor replace one
         with _writer(path, opened, model, vector_dtype, overwrite) as writer:
             complete = writer.manifest.corpus.complete
@@ -196,8 +193,9 @@ def plan(
 
     Every text is tokenised; the speed is measured on a sample.
     """
-    _check_recall(recall)
-    with Corpus.open(_listed(sources), corpus or CorpusOptions(), on_progress) as opened:
+    listed = _listed(sources)
+    _check_options(listed, factory, recall, memory)
+    with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
         model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
         dim = model.spec.dim
         if factory is not None:
@@ -225,7 +223,7 @@ def plan(
             tokens=tokens,
             truncated=truncated,
             seconds=tokens / speed,
-            index_seconds=_INDEX_SLACK * planned.operations / _operations_per_second(),
+            index_seconds=forecast.seconds_of(planned),
             disk_bytes=stored + footprint.file + content // 2,  # zstd halves text, or better
             memory_bytes=model.memory_bytes + max(footprint.build, stored // max(1, documents) * SHARD_ROWS),
             index_memory_bytes=footprint.build,
@@ -236,6 +234,32 @@ def plan(
             device=str(model.placement.device),
             dtype=model.dtype,
         )
+
+
+def _check_index(
+    corpus: Corpus,
+    dim: int,
+    factory: str | None,
+    recall: float,
+    memory: int | None,
+    on_progress: ProgressCallback | None,
+) -> None:
+    """Refuse, before anything is encoded, an index that could not be made of the documents afterwards.
+
+    They are counted for that, in one more pass over the corpus, of which even standard input has been kept: rows
+    are no measure, since some may become no document, and fewer documents may need more memory, where they are too
+    few for inverted lists. The planner's own choice is never refused, and so needs no count.
+    """
+    if factory is None and memory is None:
+        return
+    if factory is not None:
+        planner.check_factory(factory, dim)
+    documents = 0
+    for window in corpus.windows(_PLAN_WINDOW):
+        documents += len(window.table)
+        if on_progress is not None:
+            on_progress(Progress("count", documents, corpus.rows))
+    planner.plan(documents, dim, factory, recall=recall, memory=memory)
 
 
 def _encode(
@@ -263,17 +287,33 @@ def _index(
     on_progress: ProgressCallback | None,
 ) -> IndexRecord:
     """The FAISS index of the store: the one that is there, unless it is stale or another was asked for."""
-    manifest = writer.manifest
-    record = manifest.index
-    if record is not None and not faiss_index.fault_of(VectorStore.open(path), record):
-        asked = factory
-        if memory is not None:
-            asked = planner.plan(
-                manifest.count, manifest.encoder.spec.dim, factory, recall=recall, memory=memory
-            ).factory
-        if asked in (None, record.factory) and recall in (DEFAULT_RECALL, record.recall_target):
-            return record
-    return building.rebuild(writer, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
+    record = writer.manifest.index
+    sound = None if faiss_index.fault_of(VectorStore.open(path), record) else record
+    try:
+        if sound is not None and _is_as_asked(sound, writer.manifest, factory, recall, memory):
+            return sound
+        return building.rebuild(writer, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
+    except (UsageError, MissingPackage) as error:
+        if sound is not None:
+            raise  # and the index can be searched as before
+        # Without what was refused; the planner can always reach a recall.
+        again = reindex_command(path, *(() if recall == DEFAULT_RECALL else ("--recall", f"{recall}")))
+        stored = f"the vectors of all {writer.manifest.count:,} documents are stored and safe"
+        raise type(error)(f"{error}; {stored}: {again} indexes them as the planner chooses") from error
+
+
+def _is_as_asked(
+    record: IndexRecord, manifest: Manifest, factory: str | None, recall: float, memory: int | None
+) -> bool:
+    asked = factory
+    if memory is not None:
+        asked = planner.plan(manifest.count, manifest.encoder.spec.dim, recall=recall, memory=memory).factory
+    return asked in (None, record.factory) and recall in (DEFAULT_RECALL, record.recall_target)
+
+
+def _is_complete(path: Path, overwrite: bool) -> bool:
+    """Whether every vector is stored already and is to be kept."""
+    return not overwrite and (path / MANIFEST_NAME).exists() and Manifest.load(path).corpus.complete
 
 
 def _writer(path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype, overwrite: bool) -> VectorWriter:
@@ -326,21 +366,16 @@ def _tokens_per_second(encoder: Encoder, texts: list[str]) -> float:
     return float(tokens.offsets[-1]) / (time.perf_counter() - started)
 
 
-def _operations_per_second() -> float:
-    """Multiplications and additions a second of a matrix product as large as the index's."""
-    left, right = np.ones((2, 1_024, 512), np.float32)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        left @ right.T
-        seconds.append(time.perf_counter() - started)
-    return 2.0 * left.size * len(right) / min(seconds)
-
-
 def _listed(sources: Sources) -> Sequence[str | Path] | pa.Table:
     return [sources] if isinstance(sources, str | Path) else sources
 
 
-def _check_recall(recall: float) -> None:
+def _check_options(
+    sources: Sequence[str | Path] | pa.Table, factory: str | None, recall: float, memory: int | None
+) -> None:
+    """Refuse what needs no document to be refused."""
     if not 0 < recall <= 1:
         raise UsageError(f"--recall {recall} must be above 0 and at most 1")
+    planner.check_together(factory, memory)
+    if not isinstance(sources, pa.Table) and STDIN in map(str, sources):
+        planner.check_least(memory)  # the documents may be hours in coming; of files, the refusal can wait and say more

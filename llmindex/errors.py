@@ -20,6 +20,14 @@
 A message says what went wrong, where, and what to do about it, in one line: the command line prints it as it is.
 """
 
+import shlex
+from pathlib import Path
+
+
+def reindex_command(path: Path, *options: str) -> str:
+    """The command that builds the index of a folder anew, as messages name it: quoted for a shell, in backticks."""
+    return f"`llmindex reindex {shlex.join(['-i', str(path), *options])}`"
+
 
 class LlmindexError(Exception):
     """Base of all errors that a user can act on."""

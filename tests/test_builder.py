@@ -25,8 +25,10 @@ from llmindex.errors import (
     StaleIndex,
     UsageError,
 )
+from llmindex.index import planner
 from llmindex.store.reader import VectorStore
 from llmindex.store.verify import verify
+from tests.conftest import make_tiny_model
 
 WORDS = "fox dog cat river mountain vector cluster sentence politics science business sport music food".split()
 
@@ -257,6 +259,44 @@ def test_memory_chooses_the_index_or_refuses_it(corpus: Path, encoder: Encoder, 
     assert index.reindex(memory=10**9) == report.index
     with pytest.raises(UsageError, match="--memory"):
         index.reindex(memory=10**6)
+
+
+def test_an_index_is_refused_before_anything_is_encoded_by_the_documents_not_the_rows(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    """Inverted lists, from 10,000 vectors on, need less memory to build than a few less long vectors as they are."""
+    wide = Encoder.load(str(make_tiny_model(tmp_path / "wide", hidden_size=768)), device="cpu", dtype="float32")
+    table = pa.table({"text": ["fox"] * 9_990 + [None] * 20})
+    assert planner.plan(10_010, 768, memory=300 * 10**6).factory == "IVF256,SQfp16"
+    with pytest.raises(UsageError, match=r"^9,990 vectors of length 768 cannot be indexed"):
+        llmindex.build(table, tmp_path / "x", encoder=wide, memory=300 * 10**6)
+    with pytest.raises(UsageError, match='"IVF40,Flat" needs at least 40 vectors to train on and there are 39'):
+        llmindex.build(
+            pa.table({"text": ["fox"] * 39 + [""] * 9}), tmp_path / "x", encoder=encoder, factory="IVF40,Flat"
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_reindex_is_planned_as_it_is_run(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder, vector_dtype="float32")
+    index = llmindex.open(tmp_path / "x")
+    before = contents(index.path)
+    planned = index.plan_reindex(factory="SQfp16", recall=0.9)
+    assert contents(index.path) == before
+    assert (planned.documents, planned.recall, planned.factory) == (288, 0.9, "SQfp16")
+    assert 0 < planned.index_seconds < 60
+    assert planned.search_memory_bytes < planned.index_memory_bytes
+    json.dumps(planned.to_json())
+    record = index.reindex(factory="SQfp16", recall=0.9)
+    assert record.bytes == pytest.approx(planned.disk_bytes, rel=0.05)
+    for options in ({"memory": 10**6}, {"factory": "Flatt"}, {"recall": 2.0}):
+        refused = []
+        for run in (index.reindex, index.plan_reindex):
+            with pytest.raises(UsageError) as caught:
+                run(**options)
+            refused.append(str(caught.value))
+        assert refused[0] == refused[1]
+    assert index.plan_reindex(memory=10**9).factory == index.reindex(memory=10**9).factory == "Flat"
 
 
 def test_over_long_texts_are_cut_and_counted(tiny_model: Path, tmp_path: Path) -> None:

@@ -148,6 +148,34 @@ def test_rebuilding_alike_gives_the_same_file(indexed: VectorStore) -> None:
     assert file_of(indexed).read_bytes() == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its size from /proc")
+def test_a_factory_that_memory_runs_out_for_keeps_the_index_before(indexed: VectorStore) -> None:
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from llmindex.errors import UsageError
+        from llmindex.index.building import rebuild
+        from llmindex.store.writer import VectorWriter
+
+        with VectorWriter.open(sys.argv[1]) as writer:
+            rebuild(writer)
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + 400_000_000
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+            try:
+                rebuild(writer, factory="HNSW1000000")
+            except UsageError as error:
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(program), str(indexed.path)], check=True, capture_output=True, text=True
+    )
+    what = '"HNSW1000000" from 200 vectors of length 8'
+    assert done.stdout == f"no memory is left to build {what}; --memory chooses an index that fits\n"
+    assert Manifest.load(indexed.path) == indexed.manifest
+    assert list((indexed.path / "faiss").iterdir()) == [file_of(indexed)]
+
+
 def test_a_full_disk_keeps_the_index_before(indexed: VectorStore) -> None:
     program = """
         import resource, signal, sys

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmindex.errors import MissingPackage, UsageError
 from llmindex.index import planner
-from llmindex.index.planner import check_factory, faiss_reason, plan, require_faiss
+from llmindex.index.planner import check_factory, check_least, faiss_reason, plan, require_faiss
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,21 @@ def test_more_memory_is_never_worse() -> None:
 def test_memory_and_a_factory() -> None:
     with pytest.raises(UsageError, match="--memory chooses the index, and so does --factory: leave one of them out"):
         plan(100, 32, "Flat", memory=10**9)
+
+
+def test_memory_that_no_index_fits_into() -> None:
+    with pytest.raises(
+        UsageError, match=r"no index can be built in 50 MB, .*; --memory takes at least \d+MB"
+    ) as caught:
+        check_least(50 * 10**6)
+    said = re.search(r"least (\d+)MB", str(caught.value))
+    assert said
+    least = int(said[1]) * 10**6
+    check_least(least)
+    check_least(None)
+    assert plan(1, 384, memory=least).factory == "Flat"
+    with pytest.raises(UsageError):
+        plan(1, 384, memory=least - 10**6)
 
 
 def test_a_factory_of_ones_own() -> None:

@@ -9,6 +9,7 @@ import click
 
 from llmindex_cli.console import count, duration, kinds_of, note, plain, print_facts, print_json, say, size
 from llmindex_cli.options import Command, corpus_options, encoder_options, json_option, recall_options
+from llmindex_cli.plans import index_kind, index_time, note_plan_only
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -92,17 +93,16 @@ def _print_plan(plan: "BuildPlan") -> None:
             **_text(plan),
             **_losses(plan),
             "tokens": f"{plan.tokens:,}",
-            "time": f"about {duration(plan.seconds)}, and {duration(plan.index_seconds)} for the index",
+            "time": f"about {duration(plan.seconds)}, and {index_time(plan)}",
             "disk": size(plan.disk_bytes),
             "memory": size(plan.memory_bytes),
             "model": plan.model
             + (f" with the adapter {plan.adapter}" if plan.adapter else "")
             + f", {plan.dtype} on {plan.device}",
-            "index": f"{plan.factory}: {size(plan.index_memory_bytes)} to build, "
-            f"{size(plan.search_memory_bytes)} to search, besides the model",
+            "index": index_kind(plan),
         }
     )
-    note("Nothing was written.")
+    note_plan_only()
 
 
 def _print_report(report: "BuildReport") -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from llmindex.errors import StorageError, UsageError
+from llmindex.errors import StorageError, UsageError, reindex_command
 from llmindex.index.effort import find_effort, measure, tune
 from llmindex.index.faiss_index import Index, map_index, with_gpu
 from llmindex.index.lists import are_last, write_lists
@@ -21,6 +21,21 @@ from llmindex.store.writer import VectorWriter
 logger = logging.getLogger(__name__)
 
 _SEED: Final = 20_250_722
+
+
+def choose(store: VectorStore, *, factory: str | None, recall: float, memory: int | None) -> IndexPlan:
+    """How :func:`build_index` would index a store; whatever it refuses before it starts is refused here.
+
+    Raises:
+        UsageError: the store is empty, the recall is not a share, FAISS does not take the factory string, or no index
+            reaches the recall in so much memory.
+        MissingPackage: a factory string is given, and FAISS is not installed.
+    """
+    if not 0 < recall <= 1:
+        raise UsageError(f"--recall must be above 0 and at most 1, got {recall}")
+    if not store.count:
+        raise UsageError(f"{store.path} holds no documents: there is nothing to index")
+    return plan(store.count, store.dim, factory, recall=recall, memory=memory)
 
 
 def build_index(
@@ -50,11 +65,7 @@ def build_index(
         MissingPackage: FAISS is not installed.
         StorageError: the disk refused; nothing is left of the file.
     """
-    if not 0 < recall <= 1:
-        raise UsageError(f"--recall must be above 0 and at most 1, got {recall}")
-    if not store.count:
-        raise UsageError(f"{store.path} holds no documents: there is nothing to index")
-    chosen = plan(store.count, store.dim, factory, recall=recall, memory=memory)
+    chosen = choose(store, factory=factory, recall=recall, memory=memory)
     report = on_progress or (lambda _: None)
     written = store.path / "faiss" / "written.faiss"
     make_folder(written.parent)
@@ -93,7 +104,7 @@ def rebuild(
         record = build_index(store, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
     except StorageError as error:
         safe = f"{writer.manifest.count:,} documents are safe"
-        raise StorageError(f"{error}; {safe}; free space and run `llmindex reindex -i {writer.path}`") from error
+        raise StorageError(f"{error}; {safe}; free space and run {reindex_command(writer.path)}") from error
     writer.set_index(record)
     return record
 
@@ -109,8 +120,10 @@ def _write(store: VectorStore, chosen: IndexPlan, file: Path, report: ProgressCa
         for block in store.iter_vectors():
             index.add(block)
             report(Progress("add", int(index.ntotal), store.count, "vectors"))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         what = f'"{chosen.factory}" from {store.count:,} vectors of length {store.dim}'
+        if isinstance(error, MemoryError):
+            raise UsageError(f"no memory is left to build {what}; --memory chooses an index that fits") from error
         raise UsageError(f"FAISS cannot build {what}: {faiss_reason(error)}; try another --factory") from error
     with file.open("wb") as opened:
         # FAISS's own writer does not notice a disk that is full at the last moment.

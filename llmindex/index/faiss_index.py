@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llmindex.errors import StaleIndex, UsageError
+from llmindex.errors import StaleIndex, UsageError, reindex_command
 from llmindex.index.filtered import Filters
 from llmindex.index.neighbors import Neighbors
 from llmindex.index.planner import faiss_reason, require_faiss
@@ -151,7 +151,7 @@ def rescored_by(parameters: str) -> int:
 
 
 def _stale(store: VectorStore, fault: str) -> StaleIndex:
-    remedy = f"run `llmindex reindex -i {store.path}`"
+    remedy = f"run {reindex_command(store.path)}"
     if not store.manifest.corpus.complete:
         remedy = f"its build is unfinished: run the same build again, or {remedy} for the part that is stored"
     return StaleIndex(f"{fault}; {remedy}")

@@ -112,9 +112,8 @@ def plan(
         UsageError: FAISS does not take the user's factory string, or it is bounded in memory, or nothing reaches the
             recall in so much memory.
     """
+    check_together(factory, memory)
     if factory is not None:
-        if memory is not None:
-            raise UsageError("--memory chooses the index, and so does --factory: leave one of them out")
         return _asked_for(count, dim, factory)
     for recalled, planned in _candidates(count, dim, memory):
         if recalled >= recall and (memory is None or planned.footprint.peak <= memory):
@@ -186,6 +185,30 @@ def _too_little(count: int, dim: int, recall: float, memory: int) -> UsageError:
         f"{count:,} vectors of length {dim} cannot be indexed for recall {recall:g} in {memory / 1e6:,.0f} MB; "
         f"--memory {math.ceil(enough / 1e6)}MB would do{other}"
     )
+
+
+def check_together(factory: str | None, memory: int | None) -> None:
+    """Find out, before anything is read, whether both were given, each of which chooses the index.
+
+    Raises:
+        UsageError: they were.
+    """
+    if factory is not None and memory is not None:
+        raise UsageError("--memory chooses the index, and so does --factory: leave one of them out")
+
+
+def check_least(memory: int | None) -> None:
+    """Find out, before a document is read, whether any index at all could be built in so many bytes.
+
+    Raises:
+        UsageError: not even of a single vector.
+    """
+    least = in_memory(1, 1).peak
+    if memory is not None and memory < least:
+        raise UsageError(
+            f"no index can be built in {memory / 1e6:,.0f} MB, however few the documents; "
+            f"--memory takes at least {math.ceil(least / 1e6)}MB"
+        )
 
 
 def rescoring(factory: str) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmindex.errors import reindex_command
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.files import hash_file
 from llmindex.store.manifest import Manifest, ShardRecord
@@ -151,7 +152,7 @@ def _check_index(folder: Path, manifest: Manifest) -> Iterator[str]:
     if record is None:
         return
     path = folder / record.file
-    remedy = f"run `llmindex reindex -i {folder}`"
+    remedy = f"run {reindex_command(folder)}"
     if fault := _changed(path, record.bytes, record.sha256):
         yield f"{path}: {fault}; {remedy}"
     if record.built_from != manifest.vectors_id:

@@ -1,8 +1,12 @@
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,86 @@ def test_plan_writes_nothing(
     planned = json.loads(llmindex("build", documents, "--model", tiny_model, "--plan", "--json").out)
     assert planned["documents"] == 120
     assert list(tmp_path.iterdir()) == []
+
+
+def json_lines(texts: Iterable[str | None]) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def test_memory_that_nothing_fits_into_is_refused_before_standard_input_is_read(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    running = start("build", "-", "--model", tiny_model, "--memory", "50MB", cwd=tmp_path, stdin=subprocess.PIPE)
+    assert running.stdin is not None
+    try:
+        assert running.wait(timeout=120) == 2  # with its standard input open, and nothing in it
+    finally:
+        running.kill()
+        out, err = running.communicate()
+    assert out == b""
+    assert err == (b"Error: no index can be built in 50 MB, however few the documents; --memory takes at least 216MB\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_compared_with_the_documents_of_standard_input(
+    process: Llmindex, tiny_model: Path, tmp_path: Path
+) -> None:
+    arguments = ("build", "-", "--model", tiny_model, "--memory", "220MB")
+    refused = process(*arguments, stdin=json_lines(f"document {number}" for number in range(20_000)))
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.splitlines()[-1] == (
+        "Error: 20,000 vectors of length 32 cannot be indexed for recall 0.95 in 220 MB; --memory 225MB would do"
+    )
+    assert list(tmp_path.iterdir()) == []  # nothing was encoded
+    some = json_lines([*(f"document {number}" for number in range(50)), *[None] * 20_000])
+    for more in (("--plan",), ()):
+        ended = process(*arguments, *more, stdin=some)
+        assert ended.code == 0, ended.err
+    assert Manifest.load(tmp_path / "stdin.llmindex").count == 50
+
+
+def command_in(message: str) -> list[str]:
+    """The arguments of the command that a message says to run, as a shell reads them."""
+    found = re.search(r"`llmindex (.*?)`", message)
+    assert found, message
+    return shlex.split(found[1])
+
+
+def test_a_factory_that_fails_when_all_is_encoded_names_the_command_that_goes_on(
+    process: Llmindex, documents: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "it's an index"
+    ended = process("-q", "build", documents, "-o", path, "--model", tiny_model, "--factory", "PCA8,PQ4")
+    assert (ended.code, ended.out) == (2, "")
+    (line,) = ended.err.splitlines()
+    assert line.startswith('Error: FAISS cannot build "PCA8,PQ4" from 120 vectors of length 32: ')
+    assert line.endswith(
+        "; the vectors of all 120 documents are stored and safe: "
+        f"`llmindex reindex -i {shlex.quote(str(path))}` indexes them as the planner chooses"
+    )
+    assert Manifest.load(path).count == 120
+    assert process(*command_in(line)).code == 0
+    hit = json.loads(process("similar", "doc-1", "-k", "1", "-i", path, "--json").out)
+    assert hit["rank"] == 1
+
+
+def test_memory_or_factory_refused_for_stored_vectors_keeps_them_and_the_recall(
+    llmindex: Llmindex, documents: Path, tiny_model: Path, index: Path
+) -> None:
+    arguments = ("-q", "build", documents, "-o", index, "--model", tiny_model, "--recall", "0.99")
+    sound = llmindex(*arguments, "--memory", "1MB")
+    assert (sound.code, sound.err.count("\n")) == (2, 1)
+    assert "MB would do\n" in sound.err  # the index that is there can still be searched: nothing to mend
+    before = Manifest.load(index)
+    replace(before, index=None).save(index)
+    for refused in (("--memory", "1MB"), ("--factory", "Flatt")):
+        ended = llmindex(*arguments, *refused)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+        assert "the vectors of all 120 documents are stored and safe" in ended.err
+        assert command_in(ended.err) == ["reindex", "-i", str(index), "--recall", "0.99"]
+        assert Manifest.load(index).shards == before.shards
+    assert llmindex(*command_in(ended.err)).code == 0
+    assert llmindex("search", "goal", "-k", "1", "-i", index).code == 0
 
 
 def test_columns_by_option(llmindex: Llmindex, tiny_model: Path, tmp_path: Path) -> None:

@@ -64,6 +64,52 @@ def test_reindex(llmindex: Llmindex, index: Path) -> None:
     assert (record["factory"], record["recall_at_10"]) == ("Flat", 1.0)
 
 
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Names, bytes and times of all files of an index."""
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_reindex_plan_writes_nothing(process: Llmindex, index: Path) -> None:
+    before = contents(index)
+    ended = process("reindex", "-i", index, "--plan", "--recall", "0.9")
+    assert (ended.code, ended.err) == (0, "Nothing was written.\n")
+    facts = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
+    assert list(facts) == ["documents", "recall@10", "time", "disk", "index"]
+    assert (facts["documents"], facts["recall@10"]) == ("120", "0.9 asked for")
+    assert facts["index"].startswith("Flat: 215.0 MB to build, 155.0 MB to search")
+    planned = json.loads(process("reindex", "-i", index, "--plan", "--json", "--factory", "SQfp16").out)
+    assert (planned["documents"], planned["recall"], planned["factory"]) == (120, 0.95, "SQfp16")
+    assert planned["disk_bytes"] == 120 * 32 * 2
+    assert contents(index) == before
+
+
+def test_reindex_plan_and_build_plan_say_the_same(
+    llmindex: Llmindex, index: Path, documents: Path, tiny_model: Path
+) -> None:
+    before, after = ("build", documents, "--model", tiny_model, "--plan"), ("reindex", "-i", index, "--plan")
+    of_corpus, of_index = (json.loads(llmindex(*command, "--json").out) for command in (before, after))
+    for name in ("documents", "factory", "index_memory_bytes", "search_memory_bytes"):
+        assert of_corpus[name] == of_index[name]
+    told = [llmindex(*command).out.splitlines()[-1].split() for command in (before, after)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--memory", "1MB"),
+        ("--factory", "Flatt"),
+        ("--factory", "IVF999,Flat"),
+        ("--memory", "1GB", "--factory", "Flat"),
+        ("--recall", "1.5"),
+    ],
+)
+def test_reindex_plan_refuses_what_reindex_refuses(llmindex: Llmindex, index: Path, options: tuple[str, ...]) -> None:
+    refused = llmindex("reindex", "-i", index, *options)
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert llmindex("reindex", "-i", index, *options, "--plan") == refused
+
+
 def test_models(llmindex: Llmindex) -> None:
     ended = llmindex("models")
     assert (ended.code, ended.err) == (0, "")
