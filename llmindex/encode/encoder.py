@@ -81,6 +81,13 @@ class Encoder:
         found = models.find(
             options.model, options.revision, options.adapter, trust_remote_code=options.trust_remote_code
         )
+        if found.adapter is not None and found.spec is None and None in (options.prompt, options.pooling):
+            logger.warning(
+                'adapter "%s" has no %s, which says how it was trained: prompt and pooling are the defaults where '
+                "they are not given (--prompt, --pooling)",
+                found.adapter.folder,
+                adapters.SPEC_NAME,
+            )
         wanted = Settings.choose(options, found.spec)
         placement = device.resolve(options.device, options.dtype)
         tokenizer, backbone = _load_parts(

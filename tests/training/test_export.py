@@ -15,11 +15,12 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from llmindex.encode.encoder import Encoder, Role
+from llmindex.encode.models import EXPORT_RECORD
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import MissingPackage, ModelError, StorageError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import export as exporting
-from llmindex_training.export import RECORD_NAME, export
+from llmindex_training.export import export
 from llmindex_training.export_parity import Embed
 from tests.test_adapter import make_adapter
 from tests.test_whitening import make_whitened
@@ -149,7 +150,7 @@ def test_an_adapter_is_merged(tiny_model: Path, tmp_path: Path) -> None:
     bare = options_of(tiny_model, prompt="cluster", pooling="last")
     assert np.abs(made - wanted(bare, "document")).max() > 0.01
     assert not list((tmp_path / "out").glob("adapter*"))
-    assert str(tmp_path) not in (tmp_path / "out" / RECORD_NAME).read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / EXPORT_RECORD).read_text()
     assert [(step.stage, step.done, step.total) for step in steps] == [("export", n, 3) for n in range(4)]
 
 
@@ -239,7 +240,7 @@ def test_what_is_there_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     assert (out / "mine.txt").read_text() == "mine"
     export(options, tmp_path / "new" / "deep", "transformers")
     export(options, tmp_path / "new" / "deep", overwrite=True)
-    assert json.loads((tmp_path / "new" / "deep" / RECORD_NAME).read_text())["to"] == "sentence-transformers"
+    assert json.loads((tmp_path / "new" / "deep" / EXPORT_RECORD).read_text())["to"] == "sentence-transformers"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["deep"]
 
 
@@ -272,3 +273,18 @@ def test_a_model_with_code_of_its_own(tiny_model: Path, tmp_path: Path, monkeypa
 def test_an_unknown_target(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='unknown target "onnx"'):
         export(options_of(tiny_model), tmp_path / "out", "onnx")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("to", ["sentence-transformers", "transformers"])
+def test_an_export_is_no_backbone(tiny_model: Path, tmp_path: Path, to: exporting.Target) -> None:
+    out = tmp_path / "out"
+    export(options_of(make_whitened(tiny_model, tmp_path / "adapter", 8)), out, to)
+    make_adapter(tiny_model, tmp_path / "other")
+    for options in (options_of(out), EncoderOptions(str(out), adapter=str(tmp_path / "other"))):
+        with pytest.raises(
+            ModelError, match=r"is an export for other tools \(llmindex.json\), not a backbone: name the"
+        ):
+            Encoder.from_options(options)
+    with pytest.raises(ModelError, match="is an export for other tools"):
+        export(options_of(out), out, to, overwrite=True)
+    assert (out / EXPORT_RECORD).is_file()

@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 Target = Literal["sentence-transformers", "transformers"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
-RECORD_NAME = "llmindex.json"
 PARITY = 0.9999
 
 
@@ -135,8 +134,10 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(f"{folder} is there already: name another folder, or replace it with --overwrite")
-    if not (folder / RECORD_NAME).is_file():
-        raise UsageError(f"{folder} is no earlier export (it has no {RECORD_NAME}): --overwrite does not replace it")
+    if not (folder / models.EXPORT_RECORD).is_file():
+        raise UsageError(
+            f"{folder} is no earlier export (it has no {models.EXPORT_RECORD}): --overwrite does not replace it"
+        )
 
 
 def _check_native(encoder: Encoder) -> None:
@@ -200,7 +201,7 @@ def _write(encoder: Encoder, folder: Path, to: Target) -> None:
         write_modules(encoder, wrappings, folder, same=same)
     shown = {key: value for key, value in spec.to_json().items() if key not in ("backbone", "adapter")}
     record = {"to": to, "dtype": encoder.dtype, "fingerprint": spec.fingerprint(), "encoder": shown}
-    write_json(folder / RECORD_NAME, record)
+    write_json(folder / models.EXPORT_RECORD, record)
     card = export_card.card(spec, wrappings, to)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
