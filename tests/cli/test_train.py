@@ -131,7 +131,7 @@ def test_ctrl_c(llmindex: Llmindex, here: Path, monkeypatch: pytest.MonkeyPatch)
     arguments = ("train", "pairs.parquet", "-o", "run", "--recipe", "recipe.toml", "--set", "optim.steps=4000")
     running = start(*arguments, cwd=here)
     deadline = time.monotonic() + 120
-    while not (here / "run/checkpoints/checkpoint-8/trainer_state.json").exists():
+    while not (here / "run/checkpoints/checkpoint-8/checksums.json").exists():
         assert time.monotonic() < deadline
         assert running.poll() is None, running.communicate()
         time.sleep(0.05)
