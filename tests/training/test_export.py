@@ -244,6 +244,35 @@ def test_what_is_there_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["deep"]
 
 
+def test_two_exports_at_once(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, out = options_of(tiny_model, prompt="cluster", pooling="last"), tmp_path / "out"
+    write = exporting._write
+
+    def overtaken(encoder: Encoder, folder: Path, to: exporting.Target) -> None:
+        write(encoder, folder, to)
+        with monkeypatch.context() as patch:
+            patch.setattr(exporting, "_write", write)
+            export(options, out, "transformers", overwrite=True)
+
+    monkeypatch.setattr(exporting, "_write", overtaken)
+    with pytest.raises(UsageError, match=r"out is there already: name another folder, or replace it"):
+        export(options, out)
+    assert json.loads((out / EXPORT_RECORD).read_text())["to"] == "transformers"
+    export(options, out, overwrite=True)
+    assert json.loads((out / EXPORT_RECORD).read_text())["to"] == "sentence-transformers"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_onto_its_own_input(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(options_of(tiny_model), out, "transformers")
+    adapter = make_adapter(tiny_model, out / "adapter")
+    for options in (options_of(out), options_of(adapter), EncoderOptions(str(tiny_model), adapter=str(adapter))):
+        with pytest.raises(UsageError, match=r"which is to be exported, lies at .*out: name another folder with -o"):
+            export(options, out, overwrite=True)
+    assert adapter.is_dir()
+
+
 def test_a_disk_that_refuses(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -285,6 +314,3 @@ def test_an_export_is_no_backbone(tiny_model: Path, tmp_path: Path, to: exportin
             ModelError, match=r"is an export for other tools \(llmindex.json\), not a backbone: name the"
         ):
             Encoder.from_options(options)
-    with pytest.raises(ModelError, match="is an export for other tools"):
-        export(options_of(out), out, to, overwrite=True)
-    assert (out / EXPORT_RECORD).is_file()
