@@ -84,7 +84,7 @@ class Encoder:
         if found.adapter is not None and found.spec is None and None in (options.prompt, options.pooling):
             logger.warning(
                 'adapter "%s" has no %s, which says how it was trained: prompt and pooling are the defaults where '
-                "they are not given (--prompt, --pooling)",
+                "they are not given",
                 found.adapter.folder,
                 adapters.SPEC_NAME,
             )
@@ -369,7 +369,7 @@ def _check_unchanged(what: str, sha256: str, recorded: str | None) -> None:
     if sha256 != recorded:
         raise SpecMismatch(
             f"{what} is not the one the vectors were made with (fingerprint {sha256[:16]}, not "
-            f"{str(recorded)[:16]}): put the old one back, or build afresh with --overwrite"
+            f"{str(recorded)[:16]}): put the old one back, or build the index afresh (build --overwrite)"
         )
 
 

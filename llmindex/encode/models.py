@@ -144,7 +144,10 @@ def _of_adapter(folder: Path, base: str | None, revision: str | None, trust_remo
         base = trained.backbone if trained else made.base
         revision = trained.revision if trained else revision
     if not base:
-        raise AdapterError(f'adapter "{folder}" does not say what it was trained on; use --model BASE --adapter')
+        raise AdapterError(
+            f'adapter "{folder}" does not say what it was trained on: write that into its {adapter.CONFIG_NAME}, as '
+            "base_model_name_or_path"
+        )
     local = locate(base, revision, trust_remote_code=trust_remote_code)
     if trained is not None:
         _check_same(local, made, trained, trained_as)
@@ -177,7 +180,7 @@ def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = 
         StorageError: the cache folder cannot be written.
     """
     if not name:
-        raise ModelError("the model's name is empty; leave --model out for the embedded default")
+        raise ModelError(f'the model\'s name is empty; the embedded one is "{DEFAULT}"')
     if name in (DEFAULT, BASE):
         folder = embedded.folder()
         return LocalModel(folder, embedded.identity(folder))
@@ -192,8 +195,8 @@ def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = 
     if (folder / EXPORT_RECORD).is_file():
         # Its prompts, pooling and whitening are written for the other tool; as a backbone it would do without them.
         raise ModelError(
-            f'"{name}" is an export for other tools ({EXPORT_RECORD}), not a backbone: name the adapter, encoder.json or '
-            "model that it was made of"
+            f'"{name}" is an export for other tools ({EXPORT_RECORD}), not a backbone: name the adapter, encoder.json '
+            "or model that it was made of"
         )
     return LocalModel(folder, _identity(folder))
 

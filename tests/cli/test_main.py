@@ -134,7 +134,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (
             MemoryError(),
             1,
-            "Error: out of memory: use a smaller model or --max-tokens, or a machine with more memory\n",
+            "Error: out of memory: use a smaller model or fewer tokens a text, or a machine with more memory\n",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "x.parquet"),
