@@ -84,6 +84,61 @@ def test_the_spec_brings_the_same_encoder_back(tiny_model: Path, tmp_path: Path)
         Encoder.from_spec(made.spec)
 
 
+def test_an_adapter_without_its_encoder_json(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    Encoder.load(str(folder), prompt="cluster")
+    (record,) = caplog.records
+    assert f'"{folder}" has no encoder.json, which says how it was trained' in record.getMessage()
+    caplog.clear()
+    # Nothing is guessed where all is given, or where it says.
+    spec = Encoder.load(str(folder), prompt="cluster", pooling="last").spec
+    (folder / adapters.SPEC_NAME).write_text(json.dumps(spec.to_json()))
+    Encoder.load(str(folder))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("dim", "8", 'dim must be a whole number, not "8"'),
+        ("dim", float("nan"), "dim must be a whole number, not NaN"),
+        ("dim", -8, "dim must be at least 1, and below 2147483648, not -8"),
+        ("dim", 10**30, "dim must be at least 1, and below 2147483648, not 1"),
+        ("max_tokens", 0, "max_tokens must be at least 1"),
+        ("max_tokens", True, "max_tokens must be a whole number, not true"),
+        ("layer", 1.0, "layer must be a whole number, not 1.0"),
+        ("layer", None, "layer must be a whole number, not null"),
+        ("backbone", ["default"], r'backbone must be a string, not \["default"\]'),
+        ("revision", 3, "revision must be a string or null, not 3"),
+        ("pooling", "lsat", 'pooling must be one of last, .*, not "lsat"'),
+        ("attention", ["causal"], "attention must be one of causal, bidirectional, not "),
+        ("normalize", 1, "normalize must be true or false, not 1"),
+        ("prompt", "", 'prompt template "" does not contain'),
+        ("query_prompt", "{text} and {text}", "has 2 places for {text}"),
+        ("prompt", "\ud800{text}", "is not UTF-8"),
+        ("poolling", "last", "unknown field poolling"),
+        ("adapter_sha256", 5, "adapter_sha256 must be a string or null, not 5"),
+    ],
+)
+def test_an_encoder_json_with_a_wrong_field(
+    tiny_model: Path, tmp_path: Path, field: str, value: object, said: str
+) -> None:
+    file = tmp_path / "encoder.json"
+    file.write_text(json.dumps(Encoder.load(str(tiny_model)).spec.to_json() | {field: value}))
+    with pytest.raises(AdapterError, match=f"encoder.json is damaged: .*{said}") as caught:
+        Encoder.load(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '"backbone"', "{}", "{", "[" * 100_000])
+def test_an_encoder_json_that_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "encoder.json").write_text(content)
+    with pytest.raises(AdapterError, match=r"encoder.json is damaged: "):
+        Encoder.load(str(tmp_path / "encoder.json"))
+
+
 def test_an_encoder_json_decides_what_is_not_asked_for(tiny_model: Path, tmp_path: Path) -> None:
     folder = make_adapter(tiny_model, tmp_path / "adapter")
     trained = Encoder.load(str(folder), prompt="eol", pooling="last", max_tokens=40, dim=16).spec
@@ -192,5 +247,5 @@ def test_an_adapter_that_names_no_base_needs_one(tiny_model: Path, tmp_path: Pat
     folder = make_adapter(tiny_model, tmp_path / "adapter")
     config = json.loads((folder / adapters.CONFIG_NAME).read_text())
     (folder / adapters.CONFIG_NAME).write_text(json.dumps(config | {"base_model_name_or_path": None}))
-    with pytest.raises(AdapterError, match="--model BASE --adapter"):
+    with pytest.raises(AdapterError, match=r"write that into its adapter_config.json, as base_model"):
         Encoder.load(str(folder))

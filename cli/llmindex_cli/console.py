@@ -22,6 +22,7 @@ from typing import Any, Literal
 import click
 
 PIPE_WIDTH = 120
+LIBRARIES = ("llmindex", "llmindex_training")
 
 _ESCAPE_SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor movement
@@ -248,7 +249,8 @@ def configure(*, quiet: bool, verbose: int) -> None:
     if not any(isinstance(handler, _StderrHandler) for handler in root.handlers):
         root.addHandler(_StderrHandler())
     root.setLevel(others)
-    logging.getLogger("llmindex").setLevel(logging.ERROR if quiet and not verbose else ours)
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.ERROR if quiet and not verbose else ours)
     if verbose:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

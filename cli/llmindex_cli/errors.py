@@ -91,5 +91,6 @@ def _system(error: OSError) -> Answer:
 def _out_of_memory(error: BaseException) -> Answer:
     detail = f" ({one_line(str(error))})" if str(error) else ""
     return Answer(
-        f"Error: out of memory{detail}: use a smaller model or --max-tokens, or a machine with more memory", 1
+        f"Error: out of memory{detail}: use a smaller model or fewer tokens a text, or a machine with more memory",
+        1,
     )

@@ -1,5 +1,6 @@
 """``llmindex sweep``: which prompt, pooling and layer suit some texts."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,7 @@ def command(
     else:
         _print(candidates)
     if output is not None:
-        note(f"Wrote the best to {plain(str(output))}; use it with --model {plain(str(output))}")
+        note(f"Wrote the best to {plain(str(output))}; use it with --model {shlex.quote(str(output))}")
 
 
 def _print_json(candidates: "Sequence[Candidate]") -> None:

@@ -1,6 +1,7 @@
 """``llmindex train``: adapt a model to your texts, from positive pairs."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ def command(
     if report.complete_before:
         note("This run was complete already; start it afresh with --overwrite, or train into another folder with -o.")
     _print(report)
-    note(f"Next: llmindex build corpus.parquet --model {plain(str(report.adapter))}")
+    note(f"Next: llmindex build corpus.parquet --model {shlex.quote(str(report.adapter))}")
 
 
 def _score(files: tuple[Path, ...]) -> "ClusteringScore":

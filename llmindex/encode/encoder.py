@@ -81,6 +81,13 @@ class Encoder:
         found = models.find(
             options.model, options.revision, options.adapter, trust_remote_code=options.trust_remote_code
         )
+        if found.adapter is not None and found.spec is None and None in (options.prompt, options.pooling):
+            logger.warning(
+                'adapter "%s" has no %s, which says how it was trained: prompt and pooling are the defaults where '
+                "they are not given",
+                found.adapter.folder,
+                adapters.SPEC_NAME,
+            )
         wanted = Settings.choose(options, found.spec)
         placement = device.resolve(options.device, options.dtype)
         tokenizer, backbone = _load_parts(
@@ -362,7 +369,7 @@ def _check_unchanged(what: str, sha256: str, recorded: str | None) -> None:
     if sha256 != recorded:
         raise SpecMismatch(
             f"{what} is not the one the vectors were made with (fingerprint {sha256[:16]}, not "
-            f"{str(recorded)[:16]}): put the old one back, or build afresh with --overwrite"
+            f"{str(recorded)[:16]}): put the old one back, or build the index afresh (build --overwrite)"
         )
 
 

@@ -21,6 +21,8 @@ from llmindex.errors import AdapterError, ModelError
 
 DEFAULT = "default"
 BASE = "default-base"
+EXPORT_RECORD = "llmindex.json"
+"""Lies in a folder that `llmindex export` wrote."""
 
 _SHIPPED = Path(__file__).parent / "default_adapter"
 
@@ -133,11 +135,19 @@ def _of_adapter(folder: Path, base: str | None, revision: str | None, trust_remo
     made = adapter.read(folder)
     trained_as = folder / adapter.SPEC_NAME
     trained = adapter.read_spec(trained_as) if trained_as.is_file() else None
+    if trained is None and (folder / adapter.WHITENING_NAME).is_file():
+        raise AdapterError(
+            f"{trained_as} is gone: it says with what prompt, pooling and whitening the adapter beside it was trained; "
+            "put it back, or train anew"
+        )
     if base is None:
         base = trained.backbone if trained else made.base
         revision = trained.revision if trained else revision
     if not base:
-        raise AdapterError(f'adapter "{folder}" does not say what it was trained on; use --model BASE --adapter')
+        raise AdapterError(
+            f'adapter "{folder}" does not say what it was trained on: write that into its {adapter.CONFIG_NAME}, as '
+            "base_model_name_or_path"
+        )
     local = locate(base, revision, trust_remote_code=trust_remote_code)
     if trained is not None:
         _check_same(local, made, trained, trained_as)
@@ -166,11 +176,11 @@ def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = 
     """Find a backbone by name, fetching it from the hub where it is a hub name.
 
     Raises:
-        ModelError: it cannot be found or fetched, or has no safetensors.
+        ModelError: it cannot be found or fetched, has no safetensors, or is an export for other tools.
         StorageError: the cache folder cannot be written.
     """
     if not name:
-        raise ModelError("the model's name is empty; leave --model out for the embedded default")
+        raise ModelError(f'the model\'s name is empty; the embedded one is "{DEFAULT}"')
     if name in (DEFAULT, BASE):
         folder = embedded.folder()
         return LocalModel(folder, embedded.identity(folder))
@@ -182,6 +192,12 @@ def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = 
         folder = _fetch(name, revision, trust_remote_code)
     else:
         raise ModelError(f'no model "{name}": not a folder, nor "default", nor the form of a hub name (owner/name)')
+    if (folder / EXPORT_RECORD).is_file():
+        # Its prompts, pooling and whitening are written for the other tool; as a backbone it would do without them.
+        raise ModelError(
+            f'"{name}" is an export for other tools ({EXPORT_RECORD}), not a backbone: name the adapter, encoder.json '
+            "or model that it was made of"
+        )
     return LocalModel(folder, _identity(folder))
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llmindex.errors import UsageError
 
@@ -23,6 +23,9 @@ ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 _LOCATION_FIELDS = ("backbone", "revision", "adapter")
 # Absent from the specs of encoders that were never adapted.
 _OPTIONAL_FIELDS = {"adapter", "adapter_sha256", "whitened"}
+_SAID = {str: "a string", int: "a whole number", bool: "true or false", type(None): "null"}
+_MOST = 2**31
+_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,31 @@ class EncoderSpec:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            UsageError: a field is missing or unknown.
+            UsageError: a field is missing or unknown, or its value is of another type or impossible.
         """
+        if not isinstance(values, Mapping):
+            raise UsageError("encoder spec: it is no JSON object")
         names = {field.name for field in fields(cls)}
-        if wrong := sorted((names ^ set(values)) - _OPTIONAL_FIELDS):
-            raise UsageError(f"encoder spec: missing or unknown field {', '.join(wrong)}")
+        if missing := sorted(names - set(values) - _OPTIONAL_FIELDS):
+            raise UsageError(f"encoder spec: missing field {', '.join(missing)}")
+        if unknown := sorted(set(values) - names):
+            raise UsageError(f"encoder spec: unknown field {', '.join(unknown)}")
+        for name, hint in get_type_hints(cls).items():
+            if name in values:
+                _check_type(name, values[name], hint)
+        for name in ("max_tokens", "dim"):
+            if not 1 <= values[name] < _MOST:
+                raise UsageError(f"encoder spec: {name} must be at least 1, and below {_MOST}, not {values[name]}")
         return cls(**values)
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:  # noqa: ANN401
+    """Refuse a value that its field's type, or those that it may be of, does not have."""
+    if get_origin(hint) is Literal:
+        fits, wanted = value in get_args(hint), f"one of {', '.join(get_args(hint))}"
+    else:
+        kinds = get_args(hint) or (hint,)
+        fits = type(value) in kinds  # not isinstance: true is no number
+        wanted = " or ".join(_SAID[kind] for kind in kinds)
+    if not fits:
+        raise UsageError(f"encoder spec: {name} must be {wanted}, not {json.dumps(value, default=str)[:_SHOWN]}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmindex_cli import progress
+from llmindex_cli import console, progress
 from llmindex_cli.main import main
 
 
@@ -39,7 +39,8 @@ def _logging_stays_here() -> Iterator[None]:
         if type(handler).__module__.startswith("llmindex_cli"):
             root.removeHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("llmindex").setLevel(logging.NOTSET)
+    for library in console.LIBRARIES:
+        logging.getLogger(library).setLevel(logging.NOTSET)
 
 
 @pytest.fixture

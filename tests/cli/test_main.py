@@ -134,7 +134,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (
             MemoryError(),
             1,
-            "Error: out of memory: use a smaller model or --max-tokens, or a machine with more memory\n",
+            "Error: out of memory: use a smaller model or fewer tokens a text, or a machine with more memory\n",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "x.parquet"),
@@ -221,11 +221,12 @@ def test_full_standard_output_is_one_line(tmp_path: Path) -> None:
         (["-vv"], ["Debug: detail", "Info: by the way", "Warning: careful", "Warning: httpx: hm"]),
     ],
 )
+@pytest.mark.parametrize("name", ["llmindex.encode.encoder", "llmindex_training.trainer"])
 def test_log_records_are_lines_on_standard_error(
-    flags: list[str], shown: list[str], llmindex: Llmindex, monkeypatch: pytest.MonkeyPatch
+    flags: list[str], shown: list[str], name: str, llmindex: Llmindex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def talk(as_json: bool) -> None:
-        ours, other = logging.getLogger("llmindex.encode.encoder"), logging.getLogger("httpx")
+        ours, other = logging.getLogger(name), logging.getLogger("httpx")
         ours.debug("detail")
         ours.info("by\nthe way")
         ours.warning("careful")

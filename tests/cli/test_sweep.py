@@ -22,7 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_table_best_first_and_the_winner(llmindex: Llmindex, data: Path, tiny_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "encoder.json"
+    out = tmp_path / "the encoder.json"
     arguments = ("sweep", data / "topics.parquet", data / "pairs.parquet", "--model", tiny_model, "--layers", "-1,1")
     ended = llmindex(*arguments, "--prompts", "none,eol", "--poolings", "last,mean", "-o", out)
     assert ended.code == 0
@@ -31,7 +31,7 @@ def test_table_best_first_and_the_winner(llmindex: Llmindex, data: Path, tiny_mo
     assert len(rows) == 8
     means = [float(row.split()[-1]) for row in rows]
     assert means == sorted(means, reverse=True)
-    assert ended.err.endswith(f"Wrote the best to {out}; use it with --model {out}\n")
+    assert ended.err.endswith(f"Wrote the best to {out}; use it with --model '{out}'\n")
     winner = Encoder.load(str(out)).spec
     assert rows[0].split()[1:3] == [winner.pooling, str(winner.layer)]
     # Every command takes it.

@@ -31,20 +31,20 @@ def here(tmp_path: Path, tiny_model: Path) -> Path:
 
 
 def test_a_run_for_people(process: Llmindex, llmindex: Llmindex, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("train", "pairs.parquet", "-o", "run", "--recipe", "recipe.toml")
+    arguments = ("train", "pairs.parquet", "-o", "my run", "--recipe", "recipe.toml")
     ended = process(*arguments, cwd=here)
     assert ended.code == 0, ended.err
     out = ended.out.splitlines()
     assert out[0].split() == ["step", "score"]
     assert [line.split()[0] for line in out[1:5]] == ["0", "4", "8", "12"]
     assert sum(line.endswith("kept") for line in out[1:5]) == 1
-    assert out[5:8] == ["", "adapter     run/adapter", "pairs       80"]
+    assert out[5:8] == ["", "adapter     my run/adapter", "pairs       80"]
     assert out[8].startswith("steps       12, that of step ")
     assert "tokens/s" in out[9]
     assert out[10].startswith("took        ")
-    assert ended.err.splitlines()[-1] == "Next: llmindex build corpus.parquet --model run/adapter"
+    assert ended.err.splitlines()[-1] == "Next: llmindex build corpus.parquet --model 'my run/adapter'"
     # The adapter stands on its own, from any folder.
-    assert Encoder.load(str(here / "run" / "adapter")).encode(["a"]).shape == (1, 32)
+    assert Encoder.load(str(here / "my run" / "adapter")).encode(["a"]).shape == (1, 32)
 
     monkeypatch.chdir(here)
     again = llmindex(*arguments)
@@ -55,8 +55,8 @@ def test_a_run_for_people(process: Llmindex, llmindex: Llmindex, here: Path, mon
     changed = llmindex(*arguments, "--set", "optim.steps=20")
     assert (changed.code, changed.out) == (1, "")
     assert changed.err == (
-        "Error: run was started with another recipe (optim.steps was 12, now 20); train into another folder with -o, "
-        "or start afresh with --overwrite\n"
+        "Error: my run was started with another recipe (optim.steps was 12, now 20); train into another folder with "
+        "-o, or start afresh with --overwrite\n"
     )
 
 
@@ -131,7 +131,7 @@ def test_ctrl_c(llmindex: Llmindex, here: Path, monkeypatch: pytest.MonkeyPatch)
     arguments = ("train", "pairs.parquet", "-o", "run", "--recipe", "recipe.toml", "--set", "optim.steps=4000")
     running = start(*arguments, cwd=here)
     deadline = time.monotonic() + 120
-    while not (here / "run/checkpoints/checkpoint-8/trainer_state.json").exists():
+    while not (here / "run/checkpoints/checkpoint-8/checksums.json").exists():
         assert time.monotonic() < deadline
         assert running.poll() is None, running.communicate()
         time.sleep(0.05)

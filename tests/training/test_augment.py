@@ -117,8 +117,9 @@ def test_a_cut_off_run_ends_like_a_whole_one(
     monkeypatch.setattr(methods, "_GENERATED_ON_CPU", 8)
     monkeypatch.setattr("llmindex_training.instruct.SHORTEST_LIMIT", 8)
     monkeypatch.setattr("llmindex_training.instruct.LONGEST_LIMIT", 12)
+    generator = str(model) if chosen == "instruct" else "default"
     options = PairsOptions(
-        methods=(chosen, "spans"), limit=26, variants=2, generator=str(model), device="cpu", dtype="float32"
+        methods=(chosen, "spans"), limit=26, variants=2, generator=generator, device="cpu", dtype="float32"
     )
     whole, output = tmp_path / "whole.parquet", tmp_path / "pairs.parquet"
     make_pairs(corpus, whole, options)
@@ -209,6 +210,9 @@ def test_what_is_missing_is_said_before_anything_is_written(
     [
         (PairsOptions(title_column="titel"), CorpusError, r'"titel".*columns: title'),
         (PairsOptions(methods=("noise",), title_column="title"), UsageError, "--title-column"),
+        (PairsOptions(instructions=("detail",)), UsageError, "--instruction is for --method instruct; add that, or"),
+        (PairsOptions(methods=("noise",), generator="x"), UsageError, "--generator is for --method instruct"),
+        (PairsOptions(methods=("instruct",), pivot="fr"), UsageError, "--pivot is for --method translate"),
         (PairsOptions(limit=0), UsageError, "--limit 0"),
         (PairsOptions(variants=0), UsageError, "--variants 0"),
         (PairsOptions(methods=("nois",)), UsageError, '"nois"'),  # type: ignore[arg-type]

@@ -231,5 +231,12 @@ def test_documents_that_an_index_lacks_are_not_found(folder: Path, tiny_model: P
     llmindex.build(
         [str(tmp_path / "other.parquet")], tmp_path / "other.llmindex", encoder=EncoderOptions(str(tiny_model))
     )
+    texts = [f"another matter {n}" for n in range(60)]
+    pq.write_table(table.set_column(1, "text", pa.array(texts)), tmp_path / "same.parquet")
+    llmindex.build(
+        [str(tmp_path / "same.parquet")], tmp_path / "same.llmindex", encoder=EncoderOptions(str(tiny_model))
+    )
+    with pytest.raises(CorpusError, match=r'holds another text under the id "d0" than the corpus.parquet of "retrieva'):
+        evaluate_index(llmindex.open(tmp_path / "same.llmindex"), judged)
     with pytest.raises(CorpusError, match=r'holds none of the judged documents \(say, "d0"\)'):
         evaluate_index(llmindex.open(tmp_path / "other.llmindex"), judged)

@@ -120,7 +120,11 @@ def test_names_tell_sets_apart() -> None:
 
 BAD_FILES: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "no text": (read_clustering, {"txt": ["a"], "label": ["x"]}, r'no column "text"; did you mean "txt"\?'),
-    "no label": (read_clustering, {"text": ["a"], "labels": ["x"]}, r'"labels"\?.*name another with --label-column'),
+    "no label": (
+        read_clustering,
+        {"text": ["a"], "labels": ["x"]},
+        r'"labels"\?.*`evaluate clustering --label-column` takes',
+    ),
     "no label at all": (read_clustering, {"text": ["a"]}, r'no column "label" \(columns: text\)'),
     "one class": (read_clustering, {"text": ["a", "b"], "label": ["x", "x"]}, 'has one class only, "x", in the column'),
     "float label": (read_clustering, {"text": ["a"], "label": [0.5]}, '"label" holds double, not text'),

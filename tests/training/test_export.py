@@ -15,11 +15,12 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from llmindex.encode.encoder import Encoder, Role
+from llmindex.encode.models import EXPORT_RECORD
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import MissingPackage, ModelError, StorageError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import export as exporting
-from llmindex_training.export import RECORD_NAME, export
+from llmindex_training.export import export
 from llmindex_training.export_parity import Embed
 from tests.test_adapter import make_adapter
 from tests.test_whitening import make_whitened
@@ -149,7 +150,7 @@ def test_an_adapter_is_merged(tiny_model: Path, tmp_path: Path) -> None:
     bare = options_of(tiny_model, prompt="cluster", pooling="last")
     assert np.abs(made - wanted(bare, "document")).max() > 0.01
     assert not list((tmp_path / "out").glob("adapter*"))
-    assert str(tmp_path) not in (tmp_path / "out" / RECORD_NAME).read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / EXPORT_RECORD).read_text()
     assert [(step.stage, step.done, step.total) for step in steps] == [("export", n, 3) for n in range(4)]
 
 
@@ -239,8 +240,37 @@ def test_what_is_there_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     assert (out / "mine.txt").read_text() == "mine"
     export(options, tmp_path / "new" / "deep", "transformers")
     export(options, tmp_path / "new" / "deep", overwrite=True)
-    assert json.loads((tmp_path / "new" / "deep" / RECORD_NAME).read_text())["to"] == "sentence-transformers"
+    assert json.loads((tmp_path / "new" / "deep" / EXPORT_RECORD).read_text())["to"] == "sentence-transformers"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["deep"]
+
+
+def test_two_exports_at_once(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, out = options_of(tiny_model, prompt="cluster", pooling="last"), tmp_path / "out"
+    write = exporting._write
+
+    def overtaken(encoder: Encoder, folder: Path, to: exporting.Target) -> None:
+        write(encoder, folder, to)
+        with monkeypatch.context() as patch:
+            patch.setattr(exporting, "_write", write)
+            export(options, out, "transformers", overwrite=True)
+
+    monkeypatch.setattr(exporting, "_write", overtaken)
+    with pytest.raises(UsageError, match=r"out is there already: name another folder, or replace it"):
+        export(options, out)
+    assert json.loads((out / EXPORT_RECORD).read_text())["to"] == "transformers"
+    export(options, out, overwrite=True)
+    assert json.loads((out / EXPORT_RECORD).read_text())["to"] == "sentence-transformers"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_onto_its_own_input(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(options_of(tiny_model), out, "transformers")
+    adapter = make_adapter(tiny_model, out / "adapter")
+    for options in (options_of(out), options_of(adapter), EncoderOptions(str(tiny_model), adapter=str(adapter))):
+        with pytest.raises(UsageError, match=r"which is to be exported, lies at .*out: name another folder with -o"):
+            export(options, out, overwrite=True)
+    assert adapter.is_dir()
 
 
 def test_a_disk_that_refuses(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,3 +302,15 @@ def test_a_model_with_code_of_its_own(tiny_model: Path, tmp_path: Path, monkeypa
 def test_an_unknown_target(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='unknown target "onnx"'):
         export(options_of(tiny_model), tmp_path / "out", "onnx")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("to", ["sentence-transformers", "transformers"])
+def test_an_export_is_no_backbone(tiny_model: Path, tmp_path: Path, to: exporting.Target) -> None:
+    out = tmp_path / "out"
+    export(options_of(make_whitened(tiny_model, tmp_path / "adapter", 8)), out, to)
+    make_adapter(tiny_model, tmp_path / "other")
+    for options in (options_of(out), EncoderOptions(str(out), adapter=str(tmp_path / "other"))):
+        with pytest.raises(
+            ModelError, match=r"is an export for other tools \(llmindex.json\), not a backbone: name the"
+        ):
+            Encoder.from_options(options)

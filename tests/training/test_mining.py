@@ -135,6 +135,18 @@ def test_files_with_other_columns_go_together(index: Path, tmp_path: Path) -> No
         ({"text": ["a", "b"], "text_pair": ["c", " "]}, 'pairs.parquet, row 1: "text_pair" is empty'),
         ({"text": ["a", None], "text_pair": ["c", "d"]}, 'pairs.parquet, row 1: "text" is empty'),
         ({"text": ["a"], "text_pair": ["b"], "negative": ["c"]}, 'has a column "negative" already'),
+        (
+            {"text": ["a"], "text_pair": ["b"], "x": pa.array([b"c"], pa.binary_view())},
+            'pairs.parquet: the column "x" holds binary_view, which cannot be copied; leave that column out',
+        ),
+        (
+            {"text": ["a"], "text_pair": ["b"], "x": pa.array([["c"]], pa.list_(pa.string_view()))},
+            'pairs.parquet: the column "x" holds list<element: string_view>, which cannot be copied',
+        ),
+        (
+            {"text": ["a"], "text_pair": ["b"], "x": pa.array([{"y": "c"}], pa.struct([("y", pa.string_view())]))},
+            'pairs.parquet: the column "x" holds struct<y: string_view>, which cannot be copied',
+        ),
     ],
 )
 def test_bad_pairs(index: Path, tmp_path: Path, table: dict[str, Any], said: str) -> None:

@@ -149,6 +149,11 @@ def test_the_deal(sources: list[str], size: int, steps: int, held_out: int, batc
     for batch in deal.steps:
         assert len(set(batch)) == size
         assert batches == "mixed" or len(sources_of(pairs, batch)) == 1
+    left = [source for row, source in enumerate(sources) if row not in deal.held_out]
+    if batches == "mixed":
+        assert not deal.too_small
+    elif not cap:
+        assert deal.too_small == {each: left.count(each) for each in set(left) if left.count(each) < size}
     if cap:
         used = sorted({*deal.steps.flat, *deal.held_out})
         assert all([sources[row] for row in used].count(source) <= cap for source in set(sources))

@@ -15,6 +15,7 @@ from llmindex_training.recipe import Data, Loss, Model, Optim, Recipe
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 POSITIVE = st.floats(1e-30, 1e30)
+PROMPTS = TEXTS.map(lambda text: text.replace("{", "") + "{text}")
 WHOLE = st.integers(1, 2**40)
 
 
@@ -72,6 +73,18 @@ def test_an_unknown_key_names_the_nearest(setting: str, nearest: str) -> None:
         ("optim.schedule={a = 1}", "not one of linear, "),
         ("data.batches=none", "not one of mixed, source"),
         ("optim.steps=1979-05-27", "optim.steps must be a whole number"),
+        ("optim.steps=1\nbatch_size", 'optim.steps must be a whole number, not "1\\nbatch_size"'),
+        ("optim.steps=1\nbatch_size=4", "--set optim.steps: its value goes on in a second line with another key"),
+        ("optim.steps=1\n[model]", "--set optim.steps: its value goes on in a second line with another key"),
+        ("optim.steps=" + "9" * 5000, 'optim.steps must be a whole number, not "999'),
+        ("optim.batch_size=" + "9" * 400, "optim.batch_size must be a number up to 1099511627776, not a larger one"),
+        ("optim.learning_rate=" + "9" * 400, "optim.learning_rate must be a number up to 1099511627776"),
+        ("optim.steps=9999999", "optim.steps must be at most 1000000, not 9999999"),
+        ("model.prompt=\udcff {text}", "model.prompt must be UTF-8, not '\\udcff {text}'"),
+        ("model.lora_targets=['\udcff']", "model.lora_targets must be UTF-8, not '\\udcff'"),
+        ("model.prompt=", 'model.prompt: prompt template "" does not contain {text}'),
+        ("model.prompt=clutser", 'model.prompt: unknown prompt "clutser"; did you mean "cluster"?'),
+        ("model.query_prompt={text}{text}", "model.query_prompt: prompt "),
     ],
 )
 def test_a_value_of_another_type(setting: str, why: str) -> None:
@@ -90,6 +103,14 @@ def test_a_value_of_another_type(setting: str, why: str) -> None:
         "model.lora_rank=0",
         "model.lora_alpha=0",
         "model.lora_alpha=nan",
+        "model.lora_alpha=inf",
+        "model.lora_dropout=nan",
+        "model.lora_rank=65537",
+        'model.base=""',
+        "optim.learning_rate=nan",
+        "optim.weight_decay=inf",
+        "optim.weight_decay=nan",
+        "optim.max_grad_norm=inf",
         "model.lora_dropout=1",
         "model.lora_targets=[]",
         "loss.temperature=0",
@@ -183,12 +204,12 @@ def test_changes_are_named() -> None:
         ),
         model=st.builds(
             Model,
-            base=TEXTS,
-            prompt=TEXTS,
-            query_prompt=TEXTS,
+            base=TEXTS.filter(bool),
+            prompt=PROMPTS,
+            query_prompt=st.just("") | PROMPTS,
             pooling=st.sampled_from(POOLINGS),
             attention=st.sampled_from(ATTENTIONS),
-            lora_rank=WHOLE,
+            lora_rank=st.integers(1, 2**16),
             lora_alpha=POSITIVE,
             lora_dropout=st.floats(0, 0.99),
             lora_targets=st.lists(TEXTS, min_size=1).map(tuple),

@@ -220,6 +220,19 @@ def test_whitening_is_fitted_on_what_was_trained_on(run: Run, pairs: Path, tiny_
     assert (whitened.spec.dim, whitened.spec.whitened, plain.spec.whitened) == (12, True, False)
 
 
+def test_what_a_recipe_cannot_have_is_told(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sources: list[str | None] = [*["big"] * 70, *["small"] * 7, *["tiny"] * 3]
+    pairs = write_pairs(tmp_path / "pairs.parquet", source=sources)
+    settings = ("data.batches=source", "data.held_out=0", "model.whitening=64", "optim.steps=2")
+    trainer.train([pairs], tmp_path / "run", tiny_recipe(tiny_model, *settings))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [
+        'data.batches is "source", and 10 pairs are not trained on, since their sources do not fill a batch of 8: '
+        '"small" 7, "tiny" 3; lower optim.batch_size, or take "mixed"',
+        "model.whitening is 64, but the vectors get 32 values: 160 texts, whose vectors have 32, allow no more",
+    ]
+
+
 def test_gradient_checkpointing_changes_memory_alone(run: Run, pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
     report = trainer.train([pairs], tmp_path / "run", tiny_recipe(tiny_model, "optim.gradient_checkpointing=true"))
     mine, plain = (load_file(each / "adapter_model.safetensors") for each in (report.adapter, run.report.adapter))
@@ -270,7 +283,14 @@ def test_an_adapter_that_cannot_be_trained_further(
 @pytest.mark.parametrize(
     ("setting", "error", "why"),
     [
-        ("model.lora_targets=['q_prj']", RecipeError, "model.lora_targets = q_prj: LlamaModel has no such linear"),
+        (
+            "model.lora_targets=['v_proj', 'q_prj']",
+            RecipeError,
+            '^model.lora_targets: LlamaModel has no linear layers "q_prj"; did you mean "q_proj"[?] it has down_proj, ',
+        ),
+        ("model.lora_targets=['embed_tokens']", RecipeError, 'no linear layers "embed_tokens"; it has down_proj, '),
+        ("model.lora_targets=['self_attn']", RecipeError, 'no linear layers "self_attn"; '),
+        ("model.revision=main", ModelError, '^model.revision "main" is for models of the hub'),
         ("model.base=./nowhere", ModelError, "nowhere"),
         ("data.max_tokens=9999", RecipeError, "^data.max_tokens 9999 is more than the model"),
         ("optim.device=cuda:99", RecipeError, 'device "cuda:99" is not available .*; optim.device = auto takes'),

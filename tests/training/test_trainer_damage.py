@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmindex.errors import AdapterError, CorruptStore, LlmindexError, ModelError
+from llmindex.errors import AdapterError, CorruptStore, LlmindexError, ModelError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import trainer
 from llmindex_training.recipe import Recipe
@@ -23,6 +23,13 @@ def emptied(path: Path) -> int:
 
 def halved(path: Path) -> int:
     return path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path: Path) -> int:
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    return path.write_bytes(content)
 
 
 class Trained:
@@ -59,11 +66,25 @@ def whole(trained: Trained, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.whole, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("damage", [emptied, halved, Path.unlink])
-@pytest.mark.parametrize("name", [WEIGHTS, "adapter_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_damaged_checkpoint_is_passed_over(trained: Trained, stopped: Path, name: str, damage: Damage) -> None:
-    damage(stopped / "checkpoints/checkpoint-8" / name)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, flipped) for name in (WEIGHTS, "optimizer.pt", "rng_state.pth", "trainer_state.json")),
+        (WEIGHTS, emptied),
+        ("adapter_config.json", halved),
+        ("scheduler.pt", Path.unlink),
+        ("checksums.json", halved),
+        ("checksums.json", lambda path: path.write_text("[]")),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    trained: Trained, stopped: Path, name: str, damage: Damage, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = stopped / "checkpoints/checkpoint-8"
+    damage(cut / name)
     report = trained.go_on(stopped)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line for line in told if line.startswith(f"{cut} is passed over: {cut / name} is ")]
     assert report.tokens  # of the steps after the one before
     assert (stopped / "adapter" / WEIGHTS).read_bytes() == (trained.whole / "adapter" / WEIGHTS).read_bytes()
     assert (stopped / "log.jsonl").read_bytes() == (trained.whole / "log.jsonl").read_bytes()
@@ -104,6 +125,26 @@ def test_a_damaged_adapter_is_not_called_complete(trained: Trained, whole: Path,
     shutil.rmtree(whole / "adapter")
     assert not trained.go_on(whole).tokens
     assert (whole / "adapter" / WEIGHTS).read_bytes() == (trained.whole / "adapter" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "run.json"])
+@pytest.mark.parametrize("damage", [emptied, halved, Path.unlink])
+def test_what_a_run_was_started_with_is_damaged(trained: Trained, stopped: Path, name: str, damage: Damage) -> None:
+    damage(stopped / name)
+    with pytest.raises(LlmindexError) as caught:
+        trained.go_on(stopped)
+    assert str(stopped / name) in str(caught.value) or "was started with another recipe" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (stopped / "checkpoints/checkpoint-8").is_dir()
+
+
+@pytest.mark.parametrize("name", ["adapter", "checkpoints"])
+def test_a_file_in_the_place_of_a_folder(trained: Trained, stopped: Path, name: str) -> None:
+    shutil.rmtree(stopped / name, ignore_errors=True)
+    (stopped / name).write_text("mine")
+    with pytest.raises(UsageError, match=f"{name} is a file where the run keeps a folder; remove it, or name another"):
+        trained.go_on(stopped)
+    assert (stopped / name).read_text() == "mine"
 
 
 def test_a_lost_log(trained: Trained, whole: Path) -> None:

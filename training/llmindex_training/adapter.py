@@ -4,7 +4,9 @@ The adapter is trained on the bare decoder, whose layers it names; peft's wrappi
 differently, and such an adapter would silently load nothing onto a bare decoder.
 """
 
+import difflib
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -24,8 +26,19 @@ from llmindex.errors import AdapterError, MissingPackage, ModelError, RecipeErro
 from llmindex.store.files import make_folder, replacing
 from llmindex_training.recipe import Model, Recipe
 
+logger = logging.getLogger(__name__)
+
 # Merging rounds the weights once to the backbone's dtype; a wrong or missing adapter is far below this.
 _LEAST_COSINE = 0.99
+
+# Key of a recipe for each option that the encoder's messages may name.
+_KEYS = {
+    "--max-tokens": "data.max_tokens",
+    "--device ": "optim.device = ",
+    "--dtype ": "optim.dtype = ",
+    "--attention ": "model.attention = ",
+    "--revision": "model.revision",
+}
 
 _PROBES = (
     "How do I read a large file line by line?",
@@ -92,8 +105,9 @@ def load_base(recipe: Recipe, device: str) -> Encoder:
     try:
         encoder = Encoder.from_options(options)
     except UsageError as error:
-        told = str(error).replace("--max-tokens", "data.max_tokens").replace("--device", "optim.device =")
-        raise RecipeError(told) from error
+        raise RecipeError(_in_keys(str(error))) from error
+    except ModelError as error:
+        raise type(error)(_in_keys(str(error))) from error
     if too_long := [dim for dim in recipe.loss.matryoshka if dim > encoder.spec.dim]:
         raise RecipeError(
             f"loss.matryoshka has {too_long[0]}, more than the {encoder.spec.dim} dimensions of the vectors"
@@ -114,7 +128,7 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
         the decoder as peft wraps it, for saving and for the optimiser.
 
     Raises:
-        RecipeError: the decoder has no linear layers of the names in ``model.lora_targets``.
+        RecipeError: a name in ``model.lora_targets`` is not that of linear layers of the decoder.
         AdapterError: the base's adapter does not fit the decoder.
         MissingPackage: quantised training without bitsandbytes.
     """
@@ -123,6 +137,9 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
     from llmindex_training import lora
 
     options = recipe.model
+    start = _find(options).adapter
+    if start is None:  # the layers of one that is trained further are named by its weights
+        _check_targets(encoder.backbone.model, options.lora_targets)
     if options.quantize:
         _quantize(encoder)
         prepare_model_for_kbit_training(encoder.backbone.model, use_gradient_checkpointing=False)
@@ -150,10 +167,27 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
             f"model.lora_targets = {', '.join(options.lora_targets)}: {type(encoder.backbone.model).__name__} has no "
             "such linear layers"
         ) from error
-    start = _find(options).adapter
     if start is not None:
         _fill(wrapped, start.folder)
     return wrapped
+
+
+def _check_targets(model: Any, targets: Sequence[str]) -> None:  # noqa: ANN401 - a transformers model
+    """Refuse what peft would leave out without a word, and layers that cannot be merged when training is done."""
+    from transformers.pytorch_utils import Conv1D
+
+    modules = dict(model.named_modules())
+    linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear | Conv1D)}
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    for target in targets:
+        meant = {name for name in modules if f".{name}".endswith(f".{target}")}
+        if not meant or meant - linear:
+            near = difflib.get_close_matches(target, known, n=1)
+            hint = f'did you mean "{near[0]}"? ' if near else ""
+            raise RecipeError(
+                f'model.lora_targets: {type(model).__name__} has no linear layers "{target}"; {hint}it has '
+                f"{', '.join(known)}"
+            )
 
 
 def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Sequence[str] = ()) -> float:
@@ -185,6 +219,11 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Seq
     if model.whitening:
         encoder.backbone.model.eval()
         encoder.whitening = Whitening.fit(encoder.encode(texts), model.whitening)
+        if encoder.whitening.dim < model.whitening:
+            logger.warning(
+                "model.whitening is %d, but the vectors get %d values: %d texts, whose vectors have %d, allow no more",
+                *(model.whitening, encoder.whitening.dim, len(texts), encoder.spec.dim),
+            )
         encoder.whitening.save(making)
         encoder.spec = replace(encoder.spec, dim=encoder.whitening.dim, whitened=True)
     made = adapters.read(making)
@@ -235,7 +274,17 @@ def average(checkpoints: Sequence[Path], folder: Path) -> Path:
 
 
 def _find(model: Model) -> models.Found:
-    return models.find(model.base, model.revision or None)
+    try:
+        return models.find(model.base, model.revision or None)
+    except ModelError as error:
+        raise type(error)(_in_keys(str(error))) from error
+
+
+def _in_keys(message: str) -> str:
+    """A message of the encoder with the recipe's keys for the options of the commands that embed."""
+    for option, key in _KEYS.items():
+        message = message.replace(option, key)
+    return message
 
 
 def _fill(wrapped: Any, folder: Path) -> None:  # noqa: ANN401 - a PeftModel

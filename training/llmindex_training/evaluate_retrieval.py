@@ -109,12 +109,13 @@ def evaluate_index(
 
     Args:
         index: built from the documents of the set.
-        judged: queries and judgements; its documents' own texts are not used, but those that the index holds.
+        judged: queries and judgements; its documents' own texts are not used, but those that the index holds, which
+            have to be of the same lines or some of them, such as a text without its title.
         k: how many hits recall counts.
         on_progress: told of the stage "encode".
 
     Raises:
-        CorpusError: the index holds none of the judged documents.
+        CorpusError: the index holds none of the judged documents, or another text under the id of a document.
         StaleIndex: the index has no FAISS index of its vectors.
         ModelError: its encoder is not there any more.
     """
@@ -128,6 +129,7 @@ def evaluate_index(
             f'{index.path} holds none of the judged documents (say, "{min(absent)}"): build it from the corpus.parquet '
             "of this folder, so that its ids are the documents'"
         )
+    _check_same_texts(index, judged, dict(zip(ids, texts, strict=True)))
     encode = Encoding(len(judged.queries) + len(texts), on_progress)
     queries = encode(encoder, judged.queries, "query")
     stages = {
@@ -143,6 +145,17 @@ def evaluate_index(
             scores.append(StageScore(judged.name, each.metric, stage, each.score, loss))
             before[each.metric] = each.score
     return IndexEvaluation(tuple(scores), len(queries), len(ids), len(absent))
+
+
+def _check_same_texts(index: Index, judged: RetrievalSet, texts: Mapping[str, str]) -> None:
+    """Refuse an index of another corpus, whose ids, such as numbers, are those of this one by chance."""
+    for document, text in zip(judged.document_ids, judged.documents, strict=True):
+        here, there = ({line.strip() for line in each.splitlines()} for each in (text, texts.get(document, text)))
+        if not (here <= there or there <= here):
+            raise CorpusError(
+                f'{index.path} holds another text under the id "{document}" than the corpus.parquet of '
+                f'"{judged.name}": it is an index of another corpus; build one from that file'
+            )
 
 
 def _documents(index: Index) -> tuple[list[str], list[str]]:

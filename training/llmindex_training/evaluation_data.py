@@ -124,7 +124,7 @@ def read_clustering(
     """
     table = _read(path)
     texts = _strings(table, TEXT, path)
-    labels = _strings(table, label_column, path, "; name another with --label-column")
+    labels = _strings(table, label_column, path, "; `evaluate clustering --label-column` takes another")
     rows = _sampled(len(texts), sample, seed)
     kept = [labels[row] for row in rows]
     classes, truth = np.unique(kept, return_inverse=True)
@@ -156,7 +156,9 @@ def read_sts(
         splits = _strings(table, "split", path)
         if split not in splits:
             known = ", ".join(f'"{each}"' for each in sorted(set(splits))[:10])
-            raise CorpusError(f'{path} has no rows of the split "{split}"; it has {known}: choose one with --split')
+            raise CorpusError(
+                f'{path} has no rows of the split "{split}"; it has {known}: `evaluate sts --split` takes another'
+            )
         table = table.take(np.flatnonzero(np.array(splits) == split))
     first, second = (_strings(table, column, path) for column in PAIR_COLUMNS[:2])
     scores = _numbers(table, PAIR_COLUMNS[2], path)

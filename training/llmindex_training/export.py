@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 Target = Literal["sentence-transformers", "transformers"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
-RECORD_NAME = "llmindex.json"
 PARITY = 0.9999
 
 
@@ -88,7 +87,7 @@ def export(
         on_progress: called with the stage "export", in steps.
 
     Raises:
-        UsageError: there is such a folder already, or the encoder has no form that the tool could load.
+        UsageError: there is such a folder already, the encoder lies in it, or has no form that the tool could load.
         ModelError: the encoder cannot be loaded, or the folder gave other vectors; nothing is left of it.
         MissingPackage: sentence-transformers is not installed.
         StorageError: the disk refused.
@@ -99,6 +98,7 @@ def export(
         raise UsageError(f'unknown target "{to}"; one of {", ".join(TARGETS)}')
     if to == "sentence-transformers":
         _require_sentence_transformers()
+    _check_apart(path, options)
     _check_free(path, overwrite=overwrite)
     step = _steps(on_progress)
     step()
@@ -108,7 +108,7 @@ def export(
         _check_expressible(encoder)
     dtype = encoder.dtype
     step()
-    with _appearing(path) as made:
+    with _appearing(path, overwrite=overwrite) as made:
         _write(encoder, made, to)
         step()
         texts = [*TEXTS, "many words, " * encoder.spec.max_tokens]
@@ -129,14 +129,23 @@ def _require_sentence_transformers() -> None:
         )
 
 
+def _check_apart(folder: Path, options: EncoderOptions) -> None:
+    """Refuse to write over what is exported."""
+    for source in (options.model, options.adapter):
+        if source and Path(source).exists() and Path(source).resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{source}, which is to be exported, lies at {folder}: name another folder with -o")
+
+
 def _check_free(folder: Path, *, overwrite: bool) -> None:
     """Refuse to write over anything; with ``overwrite`` over anything but an earlier export."""
     if not folder.exists() and not folder.is_symlink():
         return
     if not overwrite:
         raise UsageError(f"{folder} is there already: name another folder, or replace it with --overwrite")
-    if not (folder / RECORD_NAME).is_file():
-        raise UsageError(f"{folder} is no earlier export (it has no {RECORD_NAME}): --overwrite does not replace it")
+    if not (folder / models.EXPORT_RECORD).is_file():
+        raise UsageError(
+            f"{folder} is no earlier export (it has no {models.EXPORT_RECORD}): --overwrite does not replace it"
+        )
 
 
 def _check_native(encoder: Encoder) -> None:
@@ -200,7 +209,7 @@ def _write(encoder: Encoder, folder: Path, to: Target) -> None:
         write_modules(encoder, wrappings, folder, same=same)
     shown = {key: value for key, value in spec.to_json().items() if key not in ("backbone", "adapter")}
     record = {"to": to, "dtype": encoder.dtype, "fingerprint": spec.fingerprint(), "encoder": shown}
-    write_json(folder / RECORD_NAME, record)
+    write_json(folder / models.EXPORT_RECORD, record)
     card = export_card.card(spec, wrappings, to)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -259,8 +268,11 @@ def _way_out(encoder: Encoder, to: Target) -> str:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Lend a folder beside the place; it is renamed there when the block ends well, else removed."""
+def _appearing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Lend a folder beside the place; it is renamed there when the block ends well, else removed.
+
+    Of two at once the later one finds the place taken, as if it had begun after the other.
+    """
     make_folder(folder.parent)
     try:
         making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.making-", dir=folder.parent))
@@ -273,6 +285,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(0o644)
                 sync(file)
+        _check_free(folder, overwrite=overwrite)
         _replace(folder, making)
     except OSError as error:
         raise storage_error(folder, error) from error
@@ -287,10 +300,12 @@ def _replace(folder: Path, made: Path) -> None:
     try:
         made.rename(folder)
     except OSError:
-        if old.exists():
+        if old.exists() and not folder.exists():
             old.rename(folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
     sync(folder.parent)
 
 

@@ -28,6 +28,15 @@ NEED_NO_MODEL: tuple[Method, ...] = ("title", "spans", "noise")
 TITLE_NAMES = ("title", "headline", "heading", "subject", "summary", "question", "qualname", "name")
 """Column names that are taken for the title, best first, in any case."""
 
+# Field of the options -> its option, and the one method that it is for.
+_OF_ONE_METHOD: dict[str, tuple[str, Method]] = {
+    "title_column": ("--title-column", "title"),
+    "instructions": ("--instruction", "instruct"),
+    "generator": ("--generator", "instruct"),
+    "language": ("--language", "translate"),
+    "pivot": ("--pivot", "translate"),
+}
+
 # Documents of a part, which is what an interruption costs: about half a minute of work.
 _PART_ROWS = 4096
 _TRANSLATED_PART_ROWS = 64
@@ -140,9 +149,10 @@ class Plan:
             raise UsageError(f'unknown method "{unknown[0]}"; one of {", ".join(METHODS)}')
         if strange := [name for name in options.instructions if name not in INSTRUCTIONS]:
             raise UsageError(f'unknown instruction "{strange[0]}"; one of {", ".join(INSTRUCTIONS)}')
-        if options.title_column is not None and options.methods and "title" not in options.methods:
-            raise UsageError("--title-column is for --method title; add that, or leave both out")
         asked = options.methods or NEED_NO_MODEL
+        for field, (option, method) in _OF_ONE_METHOD.items():
+            if method not in asked and getattr(options, field) != getattr(PairsOptions(), field):
+                raise UsageError(f"{option} is for --method {method}; add that, or leave {option} out")
         title = _title_column(options, schema) if "title" in asked else None
         methods = tuple(method for method in METHODS if method in asked and (method != "title" or title))
         return cls(options, methods, title)

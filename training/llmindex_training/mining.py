@@ -251,12 +251,24 @@ def _common_schema(files: Sequence[Path]) -> tuple[pa.Schema, int]:
         _check_rows(file, opened)
         # Files may lay their strings out differently; take() cannot do all layouts.
         plain = [part.with_type(pa.string()) if is_text(part.type) else part for part in schema]
+        for part in plain:
+            _check_takable(file, part)
         schemas.append(pa.schema(plain))
         rows += opened.metadata.num_rows
     try:
         return pa.unify_schemas(schemas), rows
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise CorpusError(f"the pairs files have a column of the same name in different types: {error}") from error
+
+
+def _check_takable(file: Path, column: pa.Field) -> None:
+    """Refuse a column whose rows Arrow cannot repeat, which it would say after all was encoded."""
+    try:
+        pa.nulls(1, column.type).take(pa.array([0]))
+    except pa.ArrowNotImplementedError as error:
+        raise CorpusError(
+            f'{file}: the column "{column.name}" holds {column.type}, which cannot be copied; leave that column out'
+        ) from error
 
 
 def _check_rows(file: Path, opened: pq.ParquetFile) -> None:

@@ -4,8 +4,8 @@ The deal is a pure function of the pairs and the recipe: a resumed run gets the 
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +43,13 @@ class Deal:
 
     Attributes:
         steps: row numbers of each step's batch, ``(steps, batch_size) int64``.
-        held_out: row numbers of the pairs that no step has, ``(h,) int64``.
+        held_out: row numbers of the pairs that are kept to score, ``(h,) int64``.
+        too_small: pairs by source that no step has either, since batches are of one source and theirs fills none.
     """
 
     steps: NDArray[np.int64]
     held_out: NDArray[np.int64]
+    too_small: Mapping[str, int] = field(default_factory=dict)
 
 
 def read(files: Sequence[str | Path]) -> Pairs:
@@ -95,13 +97,20 @@ def deal(pairs: Pairs, data: Data, batch_size: int, steps: int) -> Deal:
         made += len(batches)
         order = rng.permutation(order)
     dealt = np.concatenate(passes)
-    return Deal(dealt[:steps] if steps else dealt, np.sort(held_out))
+    too_small = _too_small(pairs.table[SOURCE].take(pa.array(order)), batch_size) if data.batches == "source" else {}
+    return Deal(dealt[:steps] if steps else dealt, np.sort(held_out), too_small)
 
 
 def text_keys(texts: Sequence[str]) -> NDArray[np.int64]:
     """``(n,) int64``, equal for texts that differ in case and white space at most."""
     digests = [hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=8).digest() for text in texts]
     return np.frombuffer(b"".join(digests), np.int64)
+
+
+def _too_small(sources: pa.ChunkedArray, size: int) -> dict[str, int]:
+    """How many pairs each source has that does not fill a batch."""
+    counted = sorted((each["values"], each["counts"]) for each in sources.value_counts().to_pylist())
+    return {source: count for source, count in counted if count < size}
 
 
 def _too_few(left: int, data: Data, batch_size: int) -> CorpusError:

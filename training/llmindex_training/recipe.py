@@ -15,11 +15,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from llmindex.encode import prompts
 from llmindex.encode.spec import Attention, Pooling
-from llmindex.errors import RecipeError
+from llmindex.errors import RecipeError, UsageError
 
 Schedule = Literal["linear", "cosine", "constant"]
 Batches = Literal["mixed", "source"]
+
+_MOST = 2**40
+"""Whole numbers stay below; beyond lies no run that could end."""
+_MOST_STEPS = 1_000_000
+_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +242,12 @@ def _parse(setting: str) -> tuple[str, str, Any]:
     if not (equals and dot and section and key):
         raise RecipeError(f'--set "{setting}" must have the form section.key=value, such as optim.steps=200')
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    return section, key, value
+        read = tomllib.loads(f"value = {text}")
+    except ValueError:  # no TOML, or a number of thousands of digits
+        read = {"value": text.strip()}
+    if len(read) > 1:
+        raise RecipeError(f"--set {section}.{key}: its value goes on in a second line with another key; repeat --set")
+    return section, key, read["value"]
 
 
 def _check_known(name: str, prefix: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -255,41 +263,67 @@ def _typed(name: str, place: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
     origin = get_origin(hint)
     if origin is Literal:
         if value not in get_args(hint):
-            raise RecipeError(f'recipe {name}: {place} is "{value}", not one of {", ".join(get_args(hint))}')
+            told = f"{place} is {_shown(value)}, not one of {', '.join(get_args(hint))}"
+            raise RecipeError(f"recipe {name}: {told}")
         return value
     if origin is tuple:
         inner = get_args(hint)[0]
         if not isinstance(value, list):
             raise RecipeError(f"recipe {name}: {place} must be a list, not {_toml(value)}")
         return tuple(_typed(name, place, item, inner) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int and abs(value) > _MOST:
+        raise RecipeError(f"recipe {name}: {place} must be a number up to {_MOST}, not a larger one")
+    if hint is float and type(value) is int:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}[hint]
-        raise RecipeError(f"recipe {name}: {place} must be {wanted}, not {_toml(value)}")
+        raise RecipeError(f"recipe {name}: {place} must be {wanted}, not {_shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"recipe {name}: {place} must be a finite number, not {value}")
+    if isinstance(value, str) and not _is_utf8(value):
+        raise RecipeError(f"recipe {name}: {place} must be UTF-8, not {value!a}")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_prompt(name: str, key: str, prompt: str) -> None:
+    try:
+        prompts.resolve(prompt)
+    except UsageError as error:
+        raise RecipeError(f"recipe {name}: {key}: {error}") from error
 
 
 def _check_ranges(name: str, recipe: Recipe) -> None:
     data, model, loss, optim = recipe.data, recipe.model, recipe.loss, recipe.optim
+    _check_prompt(name, "model.prompt", model.prompt)
+    if model.query_prompt:
+        _check_prompt(name, "model.query_prompt", model.query_prompt)
     rules = {
         "data.max_tokens must be at least 1": data.max_tokens >= 1,
         "data.max_per_source must not be negative": data.max_per_source >= 0,
         "data.held_out must not be negative": data.held_out >= 0,
         "data.seed must be from 0 to 4294967295": 0 <= data.seed < 2**32,
+        "model.base must name a model": bool(model.base),
         "model.max_tokens must be at least 1": model.max_tokens >= 1,
-        "model.lora_rank must be at least 1": model.lora_rank >= 1,
+        "model.lora_rank must be from 1 to 65536": 1 <= model.lora_rank <= 2**16,
         "model.lora_alpha must be above 0": model.lora_alpha > 0,
         "model.lora_dropout must be at least 0 and below 1": 0 <= model.lora_dropout < 1,
         "model.lora_targets must not be empty": bool(model.lora_targets),
         "model.whitening must not be negative": model.whitening >= 0,
-        "loss.temperature must be at least 0.001": 0.001 <= loss.temperature < float("inf"),
+        "loss.temperature must be at least 0.001": loss.temperature >= 0.001,
         "loss.margin must be at least 0 and below 2": 0 <= loss.margin < 2,
-        "loss.false_negative_margin must be a number": not math.isnan(loss.false_negative_margin),
         "loss.matryoshka must be lengths of at least 1": all(dim >= 1 for dim in loss.matryoshka),
         "optim.batch_size must be at least 2, for each pair needs a negative": optim.batch_size >= 2,
         "optim.steps must not be negative": optim.steps >= 0,
-        "optim.learning_rate must be above 0": 0 < optim.learning_rate < float("inf"),
+        f"optim.steps must be at most {_MOST_STEPS}": optim.steps <= _MOST_STEPS,
+        "optim.learning_rate must be above 0": optim.learning_rate > 0,
         "optim.warmup_steps must not be negative": optim.warmup_steps >= 0,
         "optim.weight_decay must not be negative": optim.weight_decay >= 0,
         "optim.max_grad_norm must be above 0": optim.max_grad_norm > 0,
@@ -301,6 +335,11 @@ def _check_ranges(name: str, recipe: Recipe) -> None:
         if not holds:
             section, key = rule.split(" ")[0].split(".")
             raise RecipeError(f"recipe {name}: {rule}, not {_toml(getattr(getattr(recipe, section), key))}")
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    text = _toml(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def _toml(value: Any) -> str:  # noqa: ANN401

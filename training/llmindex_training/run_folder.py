@@ -4,7 +4,8 @@
 
     RUN/recipe.toml        as run, every key
     RUN/run.json           identity of the base and of the pairs, and by what checkpoints are compared
-    RUN/checkpoints/       transformers' own; the newest whole one, the best one, and those to be averaged
+    RUN/checkpoints/       transformers' own, each with a checksum of its files; the newest, the best, and those to be
+                           averaged
     RUN/averaged/          the mean of several, where the recipe wants one
     RUN/log.jsonl          one object an evaluation or a log entry
     RUN/tensorboard/       the same for TensorBoard, where that is installed
@@ -14,19 +15,18 @@ A run goes on only with the recipe, the pairs and the score that it was started 
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
-from zipfile import is_zipfile
 
-from safetensors import SafetensorError, safe_open
-
-from llmindex.encode.adapter import CONFIG_NAME, WEIGHTS_NAME
 from llmindex.errors import CorruptStore, RecipeError, UsageError
-from llmindex.store.files import LOCK_NAME, is_temporary, lock, make_folder, replacing, storage_error
+from llmindex.store.files import LOCK_NAME, hash_file, is_temporary, lock, make_folder, replacing, storage_error
 from llmindex_training import recipe as recipes
 from llmindex_training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 RECIPE, STATE, LOG = "recipe.toml", "run.json", "log.jsonl"
 CHECKPOINTS, ADAPTER, TENSORBOARD, AVERAGED = "checkpoints", "adapter", "tensorboard", "averaged"
@@ -34,8 +34,8 @@ CHECKPOINTS, ADAPTER, TENSORBOARD, AVERAGED = "checkpoints", "adapter", "tensorb
 # What a run that was killed while it started, or while it was cleared away, leaves behind.
 _HALF_STARTED = {STATE, LOCK_NAME}
 _CLEARED = ".cleared"
-# Written last by transformers: a checkpoint without it, or with a part of it, was cut off.
-_CHECKPOINT_END = "trainer_state.json"
+# The sha256 of each other file of a checkpoint. Written last: a checkpoint without it was cut off.
+_CHECKSUMS = "checksums.json"
 
 _AFRESH = "start afresh with --overwrite"
 
@@ -70,12 +70,11 @@ class RunFolder:
         Raises:
             UsageError: there is a folder of something else.
             RecipeError: it was started with another recipe or base, other pairs or another score.
-            CorruptStore: what says so is damaged.
+            CorruptStore: what says so is gone or damaged.
             IndexLocked: another process trains there.
             StorageError: the disk refused.
         """
-        if self.path.exists() and not _is_run(self.path):
-            raise UsageError(f"{self.path} exists and is no training run; name another folder with -o")
+        _check_run(self.path)
         make_folder(self.path)
         state = {"base_sha256": base_sha256, "pairs_sha256": pairs_sha256, "score": score}
         self._lock = lock(self.path)
@@ -125,26 +124,44 @@ class RunFolder:
             CorruptStore: it is gone or damaged.
         """
         folder = self.checkpoints / f"checkpoint-{step}"
-        if not _is_whole(folder):
+        if _fault(folder):
             raise CorruptStore(f"{folder}, which the adapter is made of, is gone or damaged; {_AFRESH}")
         return folder
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written whole."""
-        whole = [folder for folder in self._all_checkpoints() if _is_whole(folder)]
-        return max(whole, key=step_of, default=None)
+        return next((folder for folder in reversed(self._all_checkpoints()) if not _fault(folder)), None)
+
+    def seal(self, step: int) -> None:
+        """Record the checksums of a checkpoint that has just been written, which makes it whole.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        folder = self.checkpoints / f"checkpoint-{step}"
+        sums = {file.name: hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
+        with replacing(folder / _CHECKSUMS) as temporary:
+            temporary.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+
+    def drop_old(self, most: int, best: int | None) -> None:
+        """Remove the oldest checkpoints until there are so many, never that of the best step."""
+        others = [folder for folder in self._all_checkpoints() if step_of(folder) != best]
+        kept = most if best is None else most - 1
+        for folder in others[:-kept]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def drop_cut_off(self) -> None:
-        """Remove the checkpoints that were not written whole; they would only take room."""
+        """Remove the checkpoints that are not whole, and say which were damaged since they were."""
         for folder in self._all_checkpoints():
-            if not _is_whole(folder):
+            if fault := _fault(folder):
+                level = logging.WARNING if (folder / _CHECKSUMS).exists() else logging.INFO
+                logger.log(level, "%s is passed over: %s", folder, fault)
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _all_checkpoints(self) -> list[Path]:
-        """Transformers' folders; not what someone may have copied beside them."""
-        return [
-            folder for folder in self.checkpoints.glob("checkpoint-*") if folder.name[len("checkpoint-") :].isdigit()
-        ]
+        """Transformers' folders, the oldest first; not what someone may have copied beside them."""
+        found = self.checkpoints.glob("checkpoint-*")
+        return sorted((folder for folder in found if folder.name[len("checkpoint-") :].isdigit()), key=step_of)
 
     def append_log(self, entry: dict[str, float]) -> None:
         """Add a line to the log.
@@ -192,7 +209,11 @@ class RunFolder:
 
     def _check_same(self, recipe: Recipe, state: Mapping[str, str]) -> None:
         remedy = f"train into another folder with -o, or {_AFRESH}"
-        if changed := recipes.changes(recipes.load(str(self.path / RECIPE)), recipe):
+        try:
+            before = recipes.load(str(self.path / RECIPE))
+        except RecipeError as error:
+            raise CorruptStore(f"{self.path / RECIPE} is damaged ({error}); {_AFRESH}") from error
+        if changed := recipes.changes(before, recipe):
             raise RecipeError(f"{self.path} was started with another recipe ({'; '.join(changed)}); {remedy}")
         started = self._read_state()
         if started["base_sha256"] != state["base_sha256"]:
@@ -221,25 +242,37 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a folder is that of a run, or may become one: empty, or with what a killed start leaves."""
-    if not path.is_dir():
-        return False
-    if (path / RECIPE).is_file() and (path / STATE).is_file():
-        return True
+def _check_run(path: Path) -> None:
+    """Refuse a folder that neither is that of a run nor may become one: empty, or with what a killed start leaves."""
+    if not path.exists() or (path.is_dir() and _is_half_started(path)):
+        return
+    lost = [name for name in (RECIPE, STATE) if not (path / name).is_file()]
+    folders = [path / name for name in (CHECKPOINTS, ADAPTER, TENSORBOARD, AVERAGED)]
+    if len(lost) == 1 and any(folder.is_dir() for folder in folders):
+        raise CorruptStore(f"{path / lost[0]} is gone: put it back, or remove {path}, or name another folder with -o")
+    if lost:
+        raise UsageError(f"{path} exists and is no training run; name another folder with -o")
+    if wrong := [folder for folder in folders if folder.exists() and not folder.is_dir()]:
+        raise UsageError(
+            f"{wrong[0]} is a file where the run keeps a folder; remove it, or name another folder with -o"
+        )
+
+
+def _is_half_started(path: Path) -> bool:
     return all(entry.name in _HALF_STARTED or is_temporary(entry) for entry in path.iterdir())
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether transformers wrote all of a checkpoint, and nothing of it was lost since."""
-    states = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+def _fault(checkpoint: Path) -> str:
+    """Why a checkpoint cannot be gone on from; empty where it is as it was written."""
+    file = checkpoint / _CHECKSUMS
+    if not file.is_file():
+        return "it was not written whole"
     try:
-        for name in (_CHECKPOINT_END, CONFIG_NAME):
-            json.loads((checkpoint / name).read_text(encoding="utf-8"))
-        with safe_open(checkpoint / WEIGHTS_NAME, framework="numpy") as weights:
-            return len(states) > 2 and any(weights.keys()) and all(map(is_zipfile, states))
-    except (OSError, ValueError, SafetensorError):
-        return False
+        sums = json.loads(file.read_text(encoding="utf-8"))
+        damaged = next((name for name, sha256 in sums.items() if hash_file(checkpoint / name) != sha256), None)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"{getattr(error, 'filename', None) or file} is gone or damaged"
+    return f"{checkpoint / damaged} is damaged" if damaged else ""
 
 
 def step_of(checkpoint: Path) -> int:

@@ -35,6 +35,9 @@ from llmindex_training.scoring import CheckpointScore, HeldOutPairs
 
 logger = logging.getLogger(__name__)
 
+# Sources that a message lists.
+_NAMED = 5
+
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
@@ -110,6 +113,8 @@ def train(
     try:
         if distributed.from_first(lambda: folder.take(recipe, base, pairs.sha256, identity, overwrite=overwrite)):
             return _finished(folder, recipe, len(pairs))
+        if distributed.rank() == 0:
+            _tell_too_small(deal, recipe.optim.batch_size)
         encoder = adapter.load_base(recipe, _device(recipe))
         wrapped = adapter.attach(encoder, recipe)
         trainer = ContrastiveTrainer(encoder, wrapped, recipe, folder, pairs, deal, score, on_progress)
@@ -260,6 +265,9 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
 
         try:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self._folder.seal(self.state.global_step)
+                self._folder.drop_old(max(2, self._recipe.optim.average + 1), self.state.best_global_step or None)
         except (OSError, RuntimeError, SafetensorError) as error:
             # torch writes its files by itself; a full disk is a RuntimeError of many names there.
             told = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
@@ -271,6 +279,17 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
                 f"cannot write the checkpoint of step {self.state.global_step} to {self._folder.checkpoints}: "
                 f"{told.partition(chr(10))[0]}; {kept}; free space and run the same command again"
             ) from error
+
+
+def _tell_too_small(deal: Deal, batch_size: int) -> None:
+    if deal.too_small:
+        named = ", ".join(f'"{source}" {count:,}' for source, count in list(deal.too_small.items())[:_NAMED])
+        more = f" and {len(deal.too_small) - _NAMED:,} more" if len(deal.too_small) > _NAMED else ""
+        logger.warning(
+            'data.batches is "source", and %s pairs are not trained on, since their sources do not fill a batch of %d: '
+            '%s%s; lower optim.batch_size, or take "mixed"',
+            *(f"{sum(deal.too_small.values()):,}", batch_size, named, more),
+        )
 
 
 class _Items(Dataset[dict[str, NDArray[np.int64]]]):
@@ -307,7 +326,6 @@ def _arguments(recipe: Recipe, folder: RunFolder, steps: int, encoder: Encoder, 
         eval_on_start=scored,
         save_strategy="steps",
         save_steps=optim.evaluate_every,
-        save_total_limit=max(2, optim.average + 1),
         load_best_model_at_end=False,
         metric_for_best_model="score" if scored else None,
         greater_is_better=True if scored else None,
