@@ -4,7 +4,7 @@ FAISS can be told to skip vectors, but it goes on looking where it would have lo
 query may hold none that qualifies, and a graph leads through vectors that do not. So:
 
 - Few qualify: their vectors are kept in memory, and each is compared with the query. Exact, and a millisecond.
-- Inverted lists: the nearest lists are looked at until these hold as many qualifying vectors as an unfiltered search
+- Inverted lists: the nearest lists are looked at until these hold about as many qualifying vectors as an unfiltered search
   compares with; where one document in ten qualifies that is about ten times the lists. If even lists far away hold too
   few, because what qualifies lies apart from the query, all lists are. Codes that an unfiltered search scores again
   are scored again here, too.
