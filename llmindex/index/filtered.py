@@ -4,10 +4,10 @@ FAISS can be told to skip vectors, but it goes on looking where it would have lo
 query may hold none that qualifies, and a graph leads through vectors that do not. So:
 
 - Few qualify: their vectors are kept in memory, and each is compared with the query. Exact, and a millisecond.
-- Inverted lists: the nearest lists are looked at until these hold about as many qualifying vectors as an unfiltered search
-  compares with; where one document in ten qualifies that is about ten times the lists. If even lists far away hold too
-  few, because what qualifies lies apart from the query, all lists are. Codes that an unfiltered search scores again
-  are scored again here, too.
+- Inverted lists: the nearest lists are looked at until these hold enough qualifying vectors for the recall of an
+  unfiltered search; where one document in ten qualifies that is six times the lists. If even lists far away hold
+  too few, because what qualifies lies apart from the query, all lists are. Codes that an unfiltered search scores
+  again are scored again here, too.
 - A flat index passes over what does not qualify. Exact.
 - A graph is searched with more effort where most qualify, and else as a flat index.
 - Any other index: the store is read through. Exact, and slow.
@@ -41,8 +41,8 @@ _GRAPH_SHARE: Final = 0.25
 # too little, what qualifies lies apart from the query, and could be in any list.
 _AS_FAR: Final = 4
 
-# An unfiltered search compares with so many vectors for its recall. Of documents a tenth as dense, the nearest lie in
-# lists farther away, which border more on each other, and this power of their share is compared with for the same.
+# The neighbours of a thinner crowd lie farther apart, and fewer of it need to be compared with for the same recall: as
+# many as an unfiltered search does, times this power of the share that qualifies (benchmarks/filtered_search.py).
 _THINNED: Final = 0.25
 
 # Queries whose lists are chosen together: 12 MB for 4,096 lists.
