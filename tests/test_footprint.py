@@ -1,9 +1,11 @@
 """What was predicted of an index, beside what it takes: file, building, searching."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ COUNT, DIM = 40_000, 384
 FLOOR = 60_000_000
 
 MEMORY = """
+    import json
     import sys
     from pathlib import Path
 
@@ -31,7 +34,7 @@ BUILD = """
     from llmindex.store.writer import VectorWriter
 
     with VectorWriter.open(sys.argv[1]) as writer:
-        record = rebuild(writer, memory=int(sys.argv[2]), recall=0.9)
+        record = rebuild(writer, recall=0.9, **json.loads(sys.argv[2]))
     print(record.factory, record.bytes, memory("VmHWM"))
 """
 SEARCH = """
@@ -53,12 +56,21 @@ def run(program: str, *arguments: object) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("memory", [380_000_000, 310_000_000])
-def test_predictions(tmp_path: Path, memory: int) -> None:
-    planned = plan(COUNT, DIM, recall=0.9, memory=memory)
-    assert planned.nlist is not None
+@pytest.mark.parametrize(
+    ("asked", "factory"),
+    [
+        ({}, "Flat"),
+        ({"memory": 305_000_000}, "IVF1024,SQfp16"),
+        ({"memory": 290_000_000}, "IVF256,SQ8"),
+        ({"factory": "HNSW32"}, "HNSW32"),
+        ({"factory": "IVF256,RaBitQ"}, "IVF256,RaBitQ"),
+    ],
+)
+def test_predictions(tmp_path: Path, asked: dict[str, Any], factory: str) -> None:
+    planned = plan(COUNT, DIM, recall=0.9, **asked)
+    assert planned.factory == factory
     store = make_store(tmp_path / "index", make_vectors(COUNT, DIM, clusters=200))
-    factory, size, peak = run(BUILD, store.path, memory)
+    factory, size, peak = run(BUILD, store.path, json.dumps(asked))
     assert factory == planned.factory
     assert abs(int(size) / planned.footprint.file - 1) < 0.01
     assert abs(int(peak) - planned.footprint.build) < 0.15 * (planned.footprint.build - BUILDING) + FLOOR

@@ -16,6 +16,9 @@ BUILDING: Final = 215_000_000
 BUFFER: Final = 16 * 2**20
 """Bytes of codes that are gathered before they are written: each list then gets some at a time."""
 
+BLOCK: Final = 4_096
+"""Vectors that FAISS is given at a time."""
+
 ROW: Final = 8
 """Bytes of a row number in an inverted list."""
 
@@ -44,10 +47,20 @@ class Footprint:
         return max(self.build, self.search)
 
 
-def in_memory(count: int, vector_bytes: int) -> Footprint:
-    """The footprint of an index that FAISS fills in memory, where it grows by doubling."""
-    file = count * vector_bytes
-    return Footprint(file, BUILDING + 3 * file, SEARCHING + file)
+def in_memory(count: int, vector_bytes: int, links: int = 0) -> Footprint:
+    """The footprint of an index that FAISS fills in memory.
+
+    Args:
+        count: vectors in the index.
+        vector_bytes: of a vector, or its code. Their array grows by doubling, and is there twice while it is moved.
+        links: bytes of a vector's place in a graph, or 0.
+    """
+    moved = BLOCK
+    while 2 * moved < count:
+        moved *= 2
+    file = count * (vector_bytes + links)
+    build = max(count, 2 * moved if count > BLOCK else 0) * vector_bytes + count * links
+    return Footprint(file, BUILDING + build, SEARCHING + file)
 
 
 def in_lists(count: int, dim: int, nlist: int, code_bytes: int, train_vectors: int, residuals: int) -> Footprint:

@@ -19,7 +19,7 @@ _SLACK: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class ReindexPlan:
-    """What building the index anew would take; predictions all, for a factory of the user's own mere guesses.
+    """What building the index anew would take; predictions all.
 
     Attributes:
         documents: how many it would hold.

@@ -43,6 +43,10 @@ _TRAIN_OTHER = 100_000
 _LARGEST_NUMBER = 2**24
 _LONGEST_FACTORY = 200
 
+_FLOAT = 4
+# Bytes of a link of a graph, and of a vector's place among them.
+_LINK, _LINK_HEAD = 4, 16
+
 _FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cu13")
 
 
@@ -55,7 +59,7 @@ class IndexPlan:
         nlist: inverted lists, or None where there are none.
         train_vectors: how many vectors to train on, if the index needs training.
         note: why, in a few words.
-        footprint: what it takes on disk and in memory; a guess for a factory of the user's own.
+        footprint: what it takes on disk and in memory.
         operations: multiplications and additions of training, filling and measuring it.
     """
 
@@ -122,12 +126,24 @@ def plan(
 
 
 def _asked_for(count: int, dim: int, factory: str) -> IndexPlan:
-    check_factory(factory, dim, count)
-    lists = re.search(r"\bIVF(\d+)", factory)
-    nlist = int(lists[1]) if lists else None
+    index = _empty(factory, dim, count)
+    faiss = require_faiss()
+    lists = faiss.try_extract_index_ivf(index)
+    nlist = lists.nlist if lists is not None else None
     train_vectors = min(count, max(_TRAIN_OTHER, _TRAIN_PER_LIST * (nlist or 0)))
-    footprint = in_memory(count, dim * (2 if "fp16" in factory else 4))
-    return IndexPlan(factory, nlist, train_vectors, "as asked for", footprint, _operations(count, dim, 0, 0))
+    operations = _operations(count, dim, nlist or 0, train_vectors)
+    if lists is not None:
+        residuals = next((codes.residuals for codes in _CODES if factory.endswith(f",{codes.name}")), None)
+        fitted = train_vectors if residuals is None else min(train_vectors, residuals)
+        footprint = in_lists(count, dim, lists.nlist, lists.code_size, train_vectors, fitted)
+    elif hasattr(index, "hnsw"):
+        links = index.hnsw.nb_neighbors(0)
+        footprint = in_memory(count, faiss.downcast_index(index.storage).code_size, _LINK * links + _LINK_HEAD)
+        operations += dim * index.hnsw.efConstruction * links * math.ceil(math.log2(count + 1)) * count
+    else:
+        inner = faiss.downcast_index(index.index) if hasattr(index, "index") else index
+        footprint = in_memory(count, getattr(inner, "code_size", _FLOAT * dim))
+    return IndexPlan(factory, nlist, train_vectors, "as asked for", footprint, operations)
 
 
 def _candidates(count: int, dim: int, memory: int | None) -> Iterator[tuple[float, IndexPlan]]:
@@ -173,17 +189,23 @@ def _operations(count: int, dim: int, nlist: int, train_vectors: int) -> int:
 
 def _too_little(count: int, dim: int, recall: float, memory: int) -> UsageError:
     """The refusal, with what is nearest: how much memory would do, and which recall can be had."""
-    enough = float(max(memory, 1))
-    while not any(
-        recalled >= recall and planned.footprint.peak <= enough
-        for recalled, planned in _candidates(count, dim, int(enough))
-    ):
-        enough *= 1.02
+
+    def suffices(megabytes: int) -> bool:
+        most = megabytes * 10**6
+        candidates = _candidates(count, dim, most)
+        return any(recalled >= recall and planned.footprint.peak <= most for recalled, planned in candidates)
+
+    less, enough = memory // 10**6, memory // 10**6 + 1
+    while not suffices(enough):
+        less, enough = enough, 2 * enough
+    while enough - less > 1:
+        middle = (less + enough) // 2
+        less, enough = (less, middle) if suffices(middle) else (middle, enough)
     reached = [recalled for recalled, fits in _candidates(count, dim, memory) if fits.footprint.peak <= memory]
     other = f", or --recall {max(reached):g}" if reached else ""
     return UsageError(
         f"{count:,} vectors of length {dim} cannot be indexed for recall {recall:g} in {memory / 1e6:,.0f} MB; "
-        f"--memory {math.ceil(enough / 1e6)}MB would do{other}"
+        f"--memory {enough}MB would do{other}"
     )
 
 
@@ -232,6 +254,11 @@ def check_factory(factory: str, dim: int, count: int | None = None) -> None:
             that cannot search by inner product or does not number its vectors itself.
         MissingPackage: FAISS is not installed.
     """
+    _empty(factory, dim, count)
+
+
+def _empty(factory: str, dim: int, count: int | None) -> Any:  # noqa: ANN401 - FAISS has no types
+    """An index of the factory string that holds nothing; refused as :func:`check_factory` says."""
     numbers = [int(digits) for digits in re.findall(r"\d{1,20}", factory)]
     if len(factory) > _LONGEST_FACTORY or max(numbers, default=0) > _LARGEST_NUMBER:
         raise UsageError(f'FAISS factory string "{factory[:_LONGEST_FACTORY]}" asks for too much; --factory takes less')
@@ -249,6 +276,7 @@ def check_factory(factory: str, dim: int, count: int | None = None) -> None:
     least = _least_vectors(faiss, index)
     if count is not None and least > count:
         raise UsageError(f'"{factory}" needs at least {least:,} vectors to train on and there are {count:,}')
+    return index
 
 
 def _least_vectors(faiss: Any, index: Any) -> int:  # noqa: ANN401 - FAISS has no types

@@ -35,5 +35,5 @@ def nearest_of(
         best = np.lexsort((some, -exact), axis=1)[:, :k]
         scores[start : start + step] = np.take_along_axis(exact, best, 1)
         rows[start : start + step] = np.take_along_axis(some, best, 1)
-    store.release()
+        store.release()  # what was read is mapped, a page for each row
     return scores, rows
