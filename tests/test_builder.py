@@ -265,11 +265,11 @@ def test_an_index_is_refused_before_anything_is_encoded_by_the_documents_not_the
     encoder: Encoder, tmp_path: Path
 ) -> None:
     """Inverted lists, from 10,000 vectors on, need less memory to build than a few less long vectors as they are."""
-    wide = Encoder.load(str(make_tiny_model(tmp_path / "wide", hidden_size=768)), device="cpu", dtype="float32")
+    wide = Encoder.load(str(make_tiny_model(tmp_path / "wide", hidden_size=1_536)), device="cpu", dtype="float32")
     table = pa.table({"text": ["fox"] * 9_990 + [None] * 20})
-    assert planner.plan(10_010, 768, memory=300 * 10**6).factory == "IVF256,SQfp16"
-    with pytest.raises(UsageError, match=r"^9,990 vectors of length 768 cannot be indexed"):
-        llmindex.build(table, tmp_path / "x", encoder=wide, memory=300 * 10**6)
+    assert planner.plan(10_010, 1_536, memory=310 * 10**6).factory == "IVF256,SQfp16"
+    with pytest.raises(UsageError, match=r"^9,990 vectors of length 1536 cannot be indexed"):
+        llmindex.build(table, tmp_path / "x", encoder=wide, memory=310 * 10**6)
     with pytest.raises(UsageError, match='"IVF40,Flat" needs at least 40 vectors to train on and there are 39'):
         llmindex.build(
             pa.table({"text": ["fox"] * 39 + [""] * 9}), tmp_path / "x", encoder=encoder, factory="IVF40,Flat"

@@ -40,7 +40,7 @@ def test_beside_its_adaptation(llmindex: Llmindex, adapter: Path, tmp_path: Path
 
 
 def test_a_corpus(llmindex: Llmindex, adapter: Path, documents: Path) -> None:
-    options = ("--model", adapter, "--prompt", "eol", "--max-tokens", "4")
+    options = ("--model", adapter, "--prompt", "eol", "--pooling", "weighted_mean", "--max-tokens", "4")
     ended = llmindex("attention", "--file", documents, "--limit", 7, *options)
     assert (ended.code, ended.err) == (0, "Cut 7 texts to the encoder's longest.\n")
     assert "texts          7" in ended.out

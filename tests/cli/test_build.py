@@ -109,11 +109,11 @@ def test_memory_that_nothing_fits_into_is_refused_before_standard_input_is_read(
 def test_memory_is_compared_with_the_documents_of_standard_input(
     process: Llmindex, tiny_model: Path, tmp_path: Path
 ) -> None:
-    arguments = ("build", "-", "--model", tiny_model, "--memory", "220MB")
+    arguments = ("build", "-", "--model", tiny_model, "--memory", "217MB")
     refused = process(*arguments, stdin=json_lines(f"document {number}" for number in range(20_000)))
     assert (refused.code, refused.out) == (2, "")
     assert refused.err.splitlines()[-1] == (
-        "Error: 20,000 vectors of length 32 cannot be indexed for recall 0.95 in 220 MB; --memory 225MB would do"
+        "Error: 20,000 vectors of length 32 cannot be indexed for recall 0.95 in 217 MB; --memory 220MB would do"
     )
     assert list(tmp_path.iterdir()) == []  # nothing was encoded
     some = json_lines([*(f"document {number}" for number in range(50)), *[None] * 20_000])
