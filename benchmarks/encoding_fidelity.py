@@ -38,7 +38,7 @@ def main() -> None:
     random.Random(0).shuffle(texts)
     vectors: dict[str, Vectors] = {}
     for dtype in ("float32", "bfloat16"):
-        encoder = Encoder.load(arguments.model, dtype=dtype)
+        encoder = Encoder.load(arguments.model, dtype=dtype, engine="transformers")
         if not encoder.backbone.packs:
             raise SystemExit(f"{arguments.model} gets padded batches: there is nothing to compare")
         vectors[f"{dtype} packed"] = encoder.encode(texts)
