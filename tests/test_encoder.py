@@ -177,12 +177,12 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 ) -> None:
     encoder = load(tiny_model)
     expected = encoder.encode(TEXTS)
-    monkeypatch.setattr(encoder, "backbone", _Cramped(encoder.backbone, rows=2))
+    monkeypatch.setattr(encoder, "decoder", _Cramped(encoder.decoder, rows=2))
     with caplog.at_level(logging.WARNING):
         vectors = encoder.encode(TEXTS)
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
     assert "out of memory" in caplog.text
-    monkeypatch.setattr(encoder, "backbone", _Cramped(encoder.backbone, rows=0))
+    monkeypatch.setattr(encoder, "decoder", _Cramped(encoder.decoder, rows=0))
     with pytest.raises(ModelError, match="out of memory on cpu for a single text"):
         encoder.encode(TEXTS)
 
@@ -204,7 +204,7 @@ def test_an_error_that_is_not_about_memory_is_raised(tiny_model: Path, monkeypat
         raise RuntimeError("a bug")
 
     encoder = load(tiny_model)
-    monkeypatch.setattr(encoder, "backbone", broken)
+    monkeypatch.setattr(encoder, "decoder", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         encoder.encode(TEXTS)
 
@@ -214,7 +214,7 @@ def test_values_that_are_not_finite_are_refused(tiny_model: Path, monkeypatch: p
         return torch.full((*ids.shape, 32), float("nan"))
 
     encoder = load(tiny_model)
-    monkeypatch.setattr(encoder, "backbone", overflowing)
+    monkeypatch.setattr(encoder, "decoder", overflowing)
     with pytest.raises(ModelError, match="not finite"):
         encoder.encode(TEXTS)
 

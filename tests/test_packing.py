@@ -23,7 +23,9 @@ GROUPED = SIZES | {"num_key_value_heads": 2}
 
 
 def load(folder: Path, **options: Any) -> Encoder:  # noqa: ANN401
-    return Encoder.load(str(folder), device="cpu", **({"dtype": "float32", "max_tokens": 64} | options))
+    return Encoder.load(
+        str(folder), device="cpu", **({"dtype": "float32", "max_tokens": 64, "engine": "transformers"} | options)
+    )
 
 
 def make(folder: Path, tokenizer: Path, kind: str, **config: Any) -> Path:  # noqa: ANN401
@@ -135,7 +137,9 @@ def test_a_kernel_that_gives_other_states_is_not_used(
 @pytest.mark.parametrize(("dtype", "tiles"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
 def test_the_default_is_packed(monkeypatch: pytest.MonkeyPatch, dtype: str, tiles: bool) -> None:
     monkeypatch.setattr(packing, "_has_tiles", lambda dtype: tiles)
-    encoder, exact = (Encoder.load(models.DEFAULT, device="cpu", dtype=each) for each in (dtype, "float32"))
+    encoder, exact = (
+        Encoder.load(models.DEFAULT, device="cpu", dtype=each, engine="transformers") for each in (dtype, "float32")
+    )
     assert encoder.backbone.packs
     # Two ways of rounding to 16 bits differ from each other by more than either from 32 bits.
     least = 1 - 1e-8 if dtype == "float32" else 0.999

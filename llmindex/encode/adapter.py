@@ -103,11 +103,15 @@ def read_spec(file: Path) -> EncoderSpec:
     return spec
 
 
-def merge(model: Any, adapter: Adapter) -> None:  # noqa: ANN401 - a transformers model
+def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
     """Add an adapter to the weights of a decoder, in place.
 
     Keys of adapters that were trained on the decoder under a language-model head have one ``model.`` more; they are
     matched without it.
+
+    Args:
+        weights: the weight of each linear layer by the layer's name.
+        adapter: the adapter.
 
     Raises:
         AdapterError: a tensor has no place in the decoder or another shape than its weight, a factor is missing, or
@@ -115,26 +119,31 @@ def merge(model: Any, adapter: Adapter) -> None:  # noqa: ANN401 - a transformer
     """
     import torch
 
-    modules = dict(model.named_modules())
+    from llmindex.encode.device import one_thread
+
     moved = False
     with torch.no_grad():
         for name, (down_RI, up_OR) in _factors(adapter).items():
-            weight = getattr(modules.get(name, modules.get(name.removeprefix("model."))), "weight", None)
+            weight = weights.get(name, weights.get(name.removeprefix("model.")))
             if weight is None:
                 raise AdapterError(
-                    f'adapter "{adapter.folder}" does not fit {type(model).__name__}: the model has no "{name}"; '
-                    f"{_made_for(adapter)}"
+                    f'adapter "{adapter.folder}" does not fit: the model has no "{name}"; {_made_for(adapter)}'
                 )
-            delta = adapter.scale(name, len(down_RI)) * (up_OR.float() @ down_RI.float())
-            delta = delta.T if adapter.config.get("fan_in_fan_out") else delta
-            if delta.shape != weight.shape:
+            moved = moved or bool(up_OR.any() and down_RI.any())
+            factors = (down_RI.T, up_OR.T) if adapter.config.get("fan_in_fan_out") else (up_OR, down_RI)
+            shape = factors[0].shape[0], factors[1].shape[1]
+            if shape != weight.shape:
                 raise AdapterError(
-                    f'adapter "{adapter.folder}" does not fit {type(model).__name__}: "{name}" has the shape '
-                    f"{tuple(weight.shape)}, the adapter {tuple(delta.shape)}; {_made_for(adapter)}"
+                    f'adapter "{adapter.folder}" does not fit: "{name}" has the shape {tuple(weight.shape)}, the '
+                    f"adapter {shape}; {_made_for(adapter)}"
                 )
-            moved = moved or bool(delta.any())
             # In float32, rounded once: a small change would vanish beside a bfloat16 weight step by step.
-            weight.copy_(weight.float() + delta.to(weight.device))
+            exact = weight.float().addmm_(
+                *(factor.to(weight.device, torch.float32) for factor in factors),
+                alpha=adapter.scale(name, len(down_RI)),
+            )
+            with one_thread():  # weights that are mapped from a file get their own pages here
+                weight.copy_(exact)
     if not moved:
         raise AdapterError(f'adapter "{adapter.folder}" changes nothing: all its weights are zero (never trained?)')
 

@@ -1,4 +1,4 @@
-"""The decoder and its tokenizer, cut down to what encoding needs.
+"""Decoders of any kind, by transformers, cut down to what encoding needs.
 
 No LM head, no cache, no states of other layers; an adapter is merged into the weights. Where a middle layer is asked
 for, the layers above it are dropped and never run. What the model can do is measured, not believed. A probe changes a
@@ -8,7 +8,7 @@ side by side is fed packed batches.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from llmindex.encode import adapter as adapters
 from llmindex.encode import packing
 from llmindex.encode.adapter import Adapter
+from llmindex.encode.decoder import Decoder, canonical, does_not_fit
 from llmindex.encode.device import Placement, send
 from llmindex.encode.models import one_line
 from llmindex.encode.packing import Pack
 from llmindex.encode.spec import Attention
-from llmindex.errors import AdapterError, ModelError, UsageError
+from llmindex.errors import ModelError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -32,47 +32,12 @@ logger = logging.getLogger(__name__)
 _SAME = {torch.float32: 0.9999, torch.bfloat16: 0.99, torch.float16: 0.99}
 
 
-class Tokenizer:
-    """A fast tokenizer that adds nothing of its own.
-
-    Attributes:
-        bos: ids that the tokenizer puts before every text by default, ``[]`` or one id.
-        eos: id of the end-of-sequence token, or None.
-    """
-
-    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
-        from transformers import AutoTokenizer
-
-        try:
-            loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-        except Exception as error:  # a damaged file can break transformers anywhere
-            raise ModelError(f'cannot load the tokenizer of "{folder}": {one_line(error)}') from error
-        if not loaded.is_fast:
-            raise ModelError(f'model "{folder}" has no fast tokenizer (tokenizer.json); export one with transformers')
-        self._tokenizer = loaded
-        self.eos: int | None = loaded.eos_token_id
-        start: list[int] = loaded("a")["input_ids"][:1]
-        self.bos: list[int] = start if loaded.bos_token_id is not None and start == [loaded.bos_token_id] else []
-
-    def __call__(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-        if not texts:
-            return []
-        # Silences a warning about length: rows longer than the model's limit are cut by the caller.
-        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
-
-class Backbone:
-    """A decoder that gives one layer's token states, with gradients where the caller wants them.
+class Backbone(Decoder):
+    """A decoder that transformers computes, with gradients where the caller wants them; see :class:`Decoder`.
 
     Attributes:
         model: the transformers model.
-        hidden_size: D, the length of a token state.
         layers: the decoder's layers as far as they run; None where they cannot be told from the rest of the model.
-        layer: the one whose states come out, as -1 for the last or counted from 0, the embeddings.
-        max_positions: the most tokens the model was made for, or None where its configuration does not say.
     """
 
     def __init__(
@@ -102,10 +67,10 @@ class Backbone:
         """
         self.model: Any = _load(folder, placement, attention, trust_remote_code)
         self._device = placement.device
-        self._folder = folder
+        self.folder = folder
         config = self.model.config.get_text_config()
-        self.hidden_size: int = config.hidden_size
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.hidden_size = config.hidden_size
+        self.max_positions = getattr(config, "max_position_embeddings", None)
         stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
         layers = int(config.num_hidden_layers)
         self.layers = next((module for module in stacks if len(module) == layers), None)
@@ -115,7 +80,7 @@ class Backbone:
         self._needs_mask = False
         if adapter is not None:
             self._merge(adapter)
-        self.layer = _canonical(layer, layers)
+        self.layer = canonical(layer, layers)
         if self.layer != -1:
             self._cut_above(self.layer)
         self._needs_mask = self._looks_ahead()
@@ -192,32 +157,18 @@ class Backbone:
         del self.layers[max(layer, 1) :]
         self.model.config.get_text_config().num_hidden_layers = len(self.layers)
 
-    def _merge(self, adapter: Adapter) -> None:
-        before_BTD = self._probe()
-        adapters.merge(self.model, adapter)
-        if torch.equal(before_BTD, self._probe()):
-            raise AdapterError(f'adapter "{adapter.folder}" does not change what "{self._folder}" computes')
-
-    def _looks_ahead(self) -> bool:
-        first_BD = self._probe()[:, 0]
-        if not torch.isfinite(first_BD).all():
-            raise ModelError(f'model "{self._folder}" gives values that are not finite: its weights are damaged')
-        return not torch.allclose(first_BD[0], first_BD[1], rtol=1e-3, atol=1e-5)
-
-    @torch.inference_mode()
-    def _probe(self) -> Tensor:
-        """States ``(2, 4, D) float32`` of two rows that differ in their last token alone."""
-        ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
-        try:
-            return self(ids, torch.ones_like(ids)).float()
-        except Exception as error:  # whatever the model's own code raises when fed with tokens
-            raise ModelError(f'model "{self._folder}" does not run as a text decoder: {one_line(error)}') from error
+    def _weights(self) -> Mapping[str, Tensor]:
+        return {
+            name: module.weight
+            for name, module in self.model.named_modules()
+            if getattr(module, "weight", None) is not None
+        }
 
     @torch.inference_mode()
     def _try_packing(self) -> None:
         """Pack batches from now on if that changes nothing."""
         if not getattr(self.model, "_supports_attention_backend", False):
-            logger.info('model "%s": batches are padded, its attention cannot be replaced', self._folder)
+            logger.info('model "%s": batches are padded, its attention cannot be replaced', self.folder)
             return
         # Common pieces of words in any subword vocabulary; among a model's special tokens, rounding alone moves states.
         ids_BT = torch.tensor([[300, 310, 320, 330, 340], [350, 305, 315, 0, 0], [325, 335, 345, 0, 0]])
@@ -238,18 +189,7 @@ class Backbone:
         except Exception as error:  # whatever the model's own code, or a kernel, raises when fed in this way
             reason = one_line(error)
         self.model.set_attn_implementation(kernel)
-        logger.info('model "%s": batches are padded: %s', self._folder, reason)
-
-
-def _canonical(layer: int, layers: int) -> int:
-    """One number for each layer: -1 for the last, else 0 to layers - 1."""
-    if not -layers <= layer <= layers:
-        raise UsageError(
-            f"--layer {layer} is out of range: the model has layers 0 (embeddings) to {layers}, -1 the last"
-        )
-    if layer in (-1, layers):
-        return -1
-    return layer if layer >= 0 else layer + layers + 1
+        logger.info('model "%s": batches are padded: %s', self.folder, reason)
 
 
 def _load(folder: Path, placement: Placement, attention: Attention, trust_remote_code: bool) -> Any:  # noqa: ANN401
@@ -277,9 +217,7 @@ def _load(folder: Path, placement: Placement, attention: Attention, trust_remote
                     module.is_causal = False
         model.to(placement.device).eval()
     except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f'model "{folder}" does not fit into the memory of {placement.device}; use --device cpu or a smaller model'
-        ) from error
+        raise does_not_fit(folder, placement) from error
     except ModelError:
         raise
     except Exception as error:  # a damaged or foreign model can break transformers anywhere

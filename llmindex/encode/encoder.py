@@ -18,10 +18,13 @@ from torch import Tensor
 from llmindex.encode import adapter as adapters
 from llmindex.encode import batching, device, models, prompts
 from llmindex.encode.adapter import Adapter
-from llmindex.encode.backbone import Backbone, Tokenizer
+from llmindex.encode.backbone import Backbone
+from llmindex.encode.decoder import Decoder
+from llmindex.encode.loading import load_decoder
 from llmindex.encode.pooling import POOLERS, pooled_width
-from llmindex.encode.settings import EncoderOptions, Settings
-from llmindex.encode.spec import Attention, EncoderSpec, Pooling
+from llmindex.encode.settings import EncoderOptions, Engine, Settings
+from llmindex.encode.spec import EncoderSpec, Pooling
+from llmindex.encode.tokenizer import Tokenizer
 from llmindex.encode.whitening import Whitening
 from llmindex.errors import ModelError, SpecMismatch, UsageError
 from llmindex.progress import Progress, ProgressCallback
@@ -42,7 +45,7 @@ class Encoder:
     Attributes:
         spec: everything that decides the vectors.
         placement: device, dtype and batch size.
-        backbone: the decoder; training changes its weights.
+        decoder: gives the token states.
         whitening: what follows the pooling, or None.
     """
 
@@ -50,14 +53,14 @@ class Encoder:
         self,
         spec: EncoderSpec,
         tokenizer: Tokenizer,
-        backbone: Backbone,
+        decoder: Decoder,
         placement: device.Placement,
         whitening: Whitening | None = None,
     ) -> None:
         self.spec = spec
         self.placement = placement
         self._tokenizer = tokenizer
-        self.backbone = backbone
+        self.decoder = decoder
         self.whitening = whitening.to(placement.device) if whitening else None
         self._budget = placement.token_budget
         self._parts = {
@@ -90,22 +93,24 @@ class Encoder:
             )
         wanted = Settings.choose(options, found.spec)
         placement = device.resolve(options.device, options.dtype)
-        tokenizer, backbone = _load_parts(
-            found.local,
+        tokenizer = Tokenizer(found.local.folder, trust_remote_code=options.trust_remote_code)
+        decoder = load_decoder(
+            found.local.folder,
             placement,
             layer=wanted.layer,
             attention=wanted.attention,
             adapter=found.adapter,
             trust_remote_code=options.trust_remote_code,
+            engine=options.engine,
         )
-        whitening = _whitening(found.adapter if wanted.whitened else None, wanted.pooling, backbone)
-        width = whitening.dim if whitening else pooled_width(wanted.pooling, backbone.hidden_size)
+        whitening = _whitening(found.adapter if wanted.whitened else None, wanted.pooling, decoder)
+        width = whitening.dim if whitening else pooled_width(wanted.pooling, decoder.hidden_size)
         dim = _at_least_one("--dim", options.dim, min(wanted.dim or width, width))
         if dim > width:
             raise UsageError(f"--dim {dim} is larger than the {width} values that this model and pooling give")
-        room = _room(tokenizer, backbone, wanted.pooling, (wanted.prompt, wanted.query_prompt))
+        room = _room(tokenizer, decoder, wanted.pooling, (wanted.prompt, wanted.query_prompt))
         if room < 1:
-            limit = backbone.max_positions
+            limit = decoder.max_positions
             raise UsageError(f"the prompt leaves no room for a text in the {limit:,} tokens of the model; shorten it")
         max_tokens = _at_least_one("--max-tokens", options.max_tokens, min(wanted.max_tokens, room))
         if max_tokens > room:
@@ -121,13 +126,13 @@ class Encoder:
             prompt=wanted.prompt,
             query_prompt=wanted.query_prompt,
             pooling=wanted.pooling,
-            layer=backbone.layer,
+            layer=decoder.layer,
             attention=wanted.attention,
             max_tokens=max_tokens,
             dim=dim,
             whitened=whitening is not None,
         )
-        return cls(spec, tokenizer, backbone, placement, whitening)
+        return cls(spec, tokenizer, decoder, placement, whitening)
 
     @classmethod
     def from_spec(
@@ -137,6 +142,7 @@ class Encoder:
         device_name: str = "auto",
         dtype: str = "auto",
         trust_remote_code: bool = False,
+        engine: Engine = "auto",
     ) -> "Encoder":
         """Load the very encoder that a spec describes.
 
@@ -150,16 +156,29 @@ class Encoder:
         if adapter is not None:
             _check_unchanged(f'adapter "{spec.adapter}"', adapter.sha256, spec.adapter_sha256)
         placement = device.resolve(device_name, dtype)
-        tokenizer, backbone = _load_parts(
-            local,
+        tokenizer = Tokenizer(local.folder, trust_remote_code=trust_remote_code)
+        decoder = load_decoder(
+            local.folder,
             placement,
             layer=spec.layer,
             attention=spec.attention,
             adapter=adapter,
             trust_remote_code=trust_remote_code,
+            engine=engine,
         )
-        whitening = _whitening(adapter if spec.whitened else None, spec.pooling, backbone)
-        return cls(spec, tokenizer, backbone, placement, whitening)
+        whitening = _whitening(adapter if spec.whitened else None, spec.pooling, decoder)
+        return cls(spec, tokenizer, decoder, placement, whitening)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The decoder as a model of transformers, which training changes.
+
+        Raises:
+            UsageError: the encoder was loaded to be computed without transformers.
+        """
+        if not isinstance(self.decoder, Backbone):
+            raise UsageError('this needs an encoder that was loaded with engine="transformers"')
+        return self.decoder
 
     @property
     def dtype(self) -> str:
@@ -169,7 +188,7 @@ class Encoder:
     @property
     def memory_bytes(self) -> int:
         """Memory of the model's weights."""
-        return self.backbone.bytes
+        return self.decoder.bytes
 
     def tokenize(self, texts: Sequence[str], *, role: Role = "document") -> Tokens:
         """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut.
@@ -283,7 +302,7 @@ class Encoder:
         ids = np.zeros(mask.shape, np.int64)
         ids[mask] = np.concatenate([tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in batch])
         ids_BT, mask_BT, span_BT = (torch.from_numpy(array.astype(np.int64)) for array in (ids, mask, span))
-        hidden_BTD = self.backbone(ids_BT, mask_BT)
+        hidden_BTD = self.decoder(ids_BT, mask_BT)
         place = self.placement.device
         return hidden_BTD, device.send(mask_BT, place), device.send(span_BT, place)
 
@@ -332,37 +351,16 @@ def _wrapping(tokenizer: Tokenizer, template: str, pooling: Pooling) -> tuple[li
     return tokenizer.bos + prefix, parts.gap, suffix
 
 
-def _room(tokenizer: Tokenizer, backbone: Backbone, pooling: Pooling, templates: tuple[str, str]) -> int:
+def _room(tokenizer: Tokenizer, decoder: Decoder, pooling: Pooling, templates: tuple[str, str]) -> int:
     """Tokens that the longer of two prompts leaves to the text."""
-    if backbone.max_positions is None:
+    if decoder.max_positions is None:
         return sys.maxsize
     wrappings = [_wrapping(tokenizer, template, pooling) for template in templates]
-    return backbone.max_positions - max(len(prefix) + len(suffix) for prefix, _, suffix in wrappings)
+    return decoder.max_positions - max(len(prefix) + len(suffix) for prefix, _, suffix in wrappings)
 
 
-def _load_parts(
-    local: models.LocalModel,
-    placement: device.Placement,
-    *,
-    layer: int,
-    attention: Attention,
-    adapter: Adapter | None,
-    trust_remote_code: bool,
-) -> tuple[Tokenizer, Backbone]:
-    tokenizer = Tokenizer(local.folder, trust_remote_code=trust_remote_code)
-    backbone = Backbone(
-        local.folder,
-        placement,
-        layer=layer,
-        attention=attention,
-        adapter=adapter,
-        trust_remote_code=trust_remote_code,
-    )
-    return tokenizer, backbone
-
-
-def _whitening(adapter: Adapter | None, pooling: Pooling, backbone: Backbone) -> Whitening | None:
-    return Whitening.load(adapter.folder, pooled_width(pooling, backbone.hidden_size)) if adapter else None
+def _whitening(adapter: Adapter | None, pooling: Pooling, decoder: Decoder) -> Whitening | None:
+    return Whitening.load(adapter.folder, pooled_width(pooling, decoder.hidden_size)) if adapter else None
 
 
 def _check_unchanged(what: str, sha256: str, recorded: str | None) -> None:

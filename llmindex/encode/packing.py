@@ -103,9 +103,22 @@ def attend(
         raise CannotPack("it is called without a pack, or with a mask")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     scale = query_1HNC.shape[-1] ** -0.5 if scaling is None else scaling
-    query_HNC, key_KNC, value_KNC = query_1HNC[0], key_1KNC[0], value_1KNC[0]
+    return mix(query_1HNC[0], key_1KNC[0], value_1KNC[0], pack, scale=scale, causal=causal, dropout=dropout)[None], None
+
+
+def mix(
+    query_HNC: Tensor,
+    key_KNC: Tensor,
+    value_KNC: Tensor,
+    pack: Pack,
+    *,
+    scale: float,
+    causal: bool,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention within the rows of a pack, ``(N, H, C)``."""
     if _has_varlen(query_HNC.device) and query_HNC.dtype in _HALF and not dropout:
-        return _by_varlen(query_HNC, key_KNC, value_KNC, pack, scale, causal)[None], None
+        return _by_varlen(query_HNC, key_KNC, value_KNC, pack, scale, causal)
     halves = query_HNC.device.type == "cpu" and query_HNC.dtype in _HALF
     by_products = halves and not query_HNC.requires_grad and not _has_tiles(query_HNC.dtype)
     mixed = []
@@ -119,7 +132,7 @@ def attend(
         else:
             mixed_nHLC = _fused(query, key, value, scale, causal, dropout)
         mixed.append(mixed_nHLC.transpose(1, 2).flatten(0, 1))
-    return torch.cat(mixed)[None], None
+    return torch.cat(mixed)
 
 
 def _fused(

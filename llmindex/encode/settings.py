@@ -1,6 +1,7 @@
 """How an encoder is asked for, and what is taken where nothing was asked."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from llmindex.encode import models, prompts
 from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention, EncoderSpec, Pooling
@@ -11,6 +12,8 @@ DEFAULT_PROMPT = "cluster"
 DEFAULT_QUERY_PROMPT = "none"
 DEFAULT_POOLING: Pooling = "weighted_mean"
 DEFAULT_MAX_TOKENS = 512
+
+Engine = Literal["auto", "transformers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class EncoderOptions:
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         trust_remote_code: run the Python files that come with the model.
+        engine: "transformers" has transformers compute every model, which training and analyses need; "auto" leaves it
+            those that we do not compute ourselves.
     """
 
     model: str = models.DEFAULT
@@ -46,6 +51,7 @@ class EncoderOptions:
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+    engine: Engine = "auto"
 
 
 @dataclass(frozen=True, slots=True)

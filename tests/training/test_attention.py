@@ -56,7 +56,7 @@ def expected(pooling: Pooling, square: np.ndarray, start: int, stop: int) -> np.
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layer", [1, 2])
 def test_it_equals_plain_transformers(tiny_model: Path, pooling: Pooling, layer: int) -> None:
-    encoder = Encoder.load(str(tiny_model), prompt=TEMPLATE, pooling=pooling, dtype="float32")
+    encoder = Encoder.load(str(tiny_model), prompt=TEMPLATE, pooling=pooling, dtype="float32", engine="transformers")
     rows = attention.attention_rows(encoder, TEXTS, layer=layer)
     tokens = encoder.tokenize(TEXTS)
     for number, row in enumerate(rows):
@@ -67,7 +67,7 @@ def test_it_equals_plain_transformers(tiny_model: Path, pooling: Pooling, layer:
 
 
 def test_the_encoder_is_as_it_was_before(tiny_model: Path) -> None:
-    encoder = Encoder.load(str(tiny_model), dtype="float32")
+    encoder = Encoder.load(str(tiny_model), dtype="float32", engine="transformers")
     kernel = encoder.backbone.model.config._attn_implementation
     before = encoder.encode(TEXTS)
     attention.attention_rows(encoder, TEXTS)
@@ -76,11 +76,12 @@ def test_the_encoder_is_as_it_was_before(tiny_model: Path) -> None:
 
 
 def test_a_text_beside_its_adaptation(tiny_model: Path, adapter: Path) -> None:
-    options = EncoderOptions(str(adapter), prompt=TEMPLATE, pooling="last", dtype="float32")
+    options = EncoderOptions(str(adapter), prompt=TEMPLATE, pooling="last", dtype="float32", engine="transformers")
     stages: list[Progress] = []
     report = attention.of_text(options, "The quick brown fox.", on_progress=stages.append)
     bare = attention.attention_rows(
-        Encoder.load(str(tiny_model), prompt=TEMPLATE, pooling="last", dtype="float32"), ["The quick brown fox."]
+        Encoder.load(str(tiny_model), prompt=TEMPLATE, pooling="last", dtype="float32", engine="transformers"),
+        ["The quick brown fox."],
     )[0]
     adapted = attention.attention_rows(Encoder.from_options(options), ["The quick brown fox."])[0]
     np.testing.assert_allclose([token.base for token in report.tokens], bare)
@@ -114,7 +115,7 @@ def test_a_corpus_gives_the_mean_of_its_texts(adapter: Path) -> None:
 
 
 def test_many_texts_keep_their_order(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = Encoder.load(str(tiny_model), pooling="last", dtype="float32")
+    encoder = Encoder.load(str(tiny_model), pooling="last", dtype="float32", engine="transformers")
     texts = [f"{'word ' * (number % 7)}number {number}" for number in range(20)]
     alone = [attention.attention_rows(encoder, [text])[0] for text in texts]
     monkeypatch.setattr(attention, "_WINDOW", 8)
@@ -124,8 +125,10 @@ def test_many_texts_keep_their_order(tiny_model: Path, monkeypatch: pytest.Monke
 
 
 def test_bidirectional_attention_looks_ahead(tiny_model: Path) -> None:
-    encoder = Encoder.load(str(tiny_model), pooling="first", attention="bidirectional", dtype="float32")
-    causal = Encoder.load(str(tiny_model), pooling="first", dtype="float32")
+    encoder = Encoder.load(
+        str(tiny_model), pooling="first", attention="bidirectional", dtype="float32", engine="transformers"
+    )
+    causal = Encoder.load(str(tiny_model), pooling="first", dtype="float32", engine="transformers")
     assert (attention.attention_rows(encoder, TEXTS[:1])[0] > 0).all()
     assert attention.attention_rows(causal, TEXTS[:1])[0][1:].sum() == 0
 

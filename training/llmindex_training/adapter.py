@@ -101,6 +101,7 @@ def load_base(recipe: Recipe, device: str) -> Encoder:
         max_tokens=recipe.data.max_tokens,
         dtype=recipe.optim.dtype,
         device=device,
+        engine="transformers",
     )
     try:
         encoder = Encoder.from_options(options)

@@ -217,7 +217,7 @@ def attention_rows(
     """The pooled token's attention to each token of its row, ``(T,) float64`` a text, prompt and BOS included.
 
     Raises:
-        UsageError: there is no such layer.
+        UsageError: there is no such layer, or the encoder was not loaded with ``engine="transformers"``.
         ModelError: the model does not tell its attention.
     """
     return [row.attention for row in _rows(encoder, texts, _layer(encoder, layer), role)]
@@ -227,7 +227,7 @@ def _measure(
     options: EncoderOptions, texts: Sequence[str], layer: int, role: Role, on_progress: ProgressCallback | None
 ) -> tuple[AttentionReport, list[_Row]]:
     """The report, and the rows of the first text by each model."""
-    encoder = Encoder.from_options(options)
+    encoder = Encoder.from_options(replace(options, engine="transformers"))
     spec = encoder.spec
     number = _layer(encoder, layer)
     config = encoder.backbone.model.config.get_text_config()
@@ -240,6 +240,7 @@ def _measure(
             device_name=options.device,
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
+            engine="transformers",
         )
         measured.insert(0, _mean(_reported(_rows(bare, texts, number, role), "base", len(texts), on_progress)))
     shares = [each[0] for each in measured]

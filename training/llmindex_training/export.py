@@ -102,11 +102,11 @@ def export(
     _check_free(path, overwrite=overwrite)
     step = _steps(on_progress)
     step()
-    encoder = Encoder.from_options(replace(options, dtype="float32" if options.dtype == "auto" else options.dtype))
+    dtype = "float32" if options.dtype == "auto" else options.dtype
+    encoder = Encoder.from_options(replace(options, dtype=dtype, engine="transformers"))
     _check_native(encoder)
     if to == "sentence-transformers":
         _check_expressible(encoder)
-    dtype = encoder.dtype
     step()
     with _appearing(path, overwrite=overwrite) as made:
         _write(encoder, made, to)
@@ -190,7 +190,10 @@ def _write(encoder: Encoder, folder: Path, to: Target) -> None:
         spec.layer != -1
     ):  # this encoder has dropped the layers above, without which no other tool gives this one's states
         whole = Encoder.from_spec(
-            replace(spec, layer=-1), device_name=str(encoder.placement.device), dtype=encoder.dtype
+            replace(spec, layer=-1),
+            device_name=str(encoder.placement.device),
+            dtype=encoder.dtype,
+            engine="transformers",
         )
     with _silent():
         whole.backbone.model.save_pretrained(folder)

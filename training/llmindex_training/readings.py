@@ -53,7 +53,15 @@ class Reader:
         # The layers above the highest that is asked for never run.
         highest = -1 if min(layers) < 0 else max(layers)
         self._encoder = Encoder.from_options(
-            replace(options, prompt=prompt, query_prompt=None, pooling=poolings[0], layer=highest, dim=None)
+            replace(
+                options,
+                prompt=prompt,
+                query_prompt=None,
+                pooling=poolings[0],
+                layer=highest,
+                dim=None,
+                engine="transformers",
+            )
         )
         backbone = self._encoder.backbone
         if backbone.layers is None:

@@ -1,0 +1,79 @@
+"""Texts to token ids."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmindex.encode.models import one_line
+from llmindex.errors import ModelError
+
+# Classes of transformers that take tokenizer.json as it is, and what else may be said of one without a change of ids.
+_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+_HARMLESS = {"tokenizer_class", "backend", "is_local", "local_files_only", "model_max_length", *_SPECIAL}
+# Files that change a tokenizer from beside; and transformers repairs some tokenizers of a larger vocabulary.
+_OTHER_FILES = ("special_tokens_map.json", "added_tokens.json")
+_LARGEST_PLAIN = 100_000
+
+
+class Tokenizer:
+    """A fast tokenizer that adds nothing of its own.
+
+    Attributes:
+        bos: ids that the tokenizer puts before every text by default, ``[]`` or one id.
+        eos: id of the end-of-sequence token, or None.
+    """
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        """Load a model's tokenizer.
+
+        Raises:
+            ModelError: it is damaged, or no fast one.
+        """
+        # Reading it without transformers saves the seconds that importing that takes.
+        backend, named = _plain(folder) or _by_transformers(folder, trust_remote_code)
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.eos: int | None = _id(backend, named["eos_token"])
+        bos = _id(backend, named["bos_token"])
+        self.bos: list[int] = [] if bos is None or backend.encode("a").ids[:1] != [bos] else [bos]
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _plain(folder: Path) -> tuple[Any, dict[str, str | None]] | None:
+    """The tokenizer of tokenizer.json and its named tokens, or None where transformers might have it otherwise."""
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        named = {name: config.get(name) for name in _SPECIAL}
+        if config["tokenizer_class"] not in _PLAIN_CLASSES or not config.keys() <= _HARMLESS:
+            return None
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # whatever is wrong with the files, transformers reads them next, and says so
+        return None
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    whole = added.issuperset(token for token in named.values() if token is not None)
+    alone = not any((folder / name).exists() for name in _OTHER_FILES)
+    return (backend, named) if whole and alone and backend.get_vocab_size() <= _LARGEST_PLAIN else None
+
+
+def _by_transformers(folder: Path, trust_remote_code: bool) -> tuple[Any, dict[str, str | None]]:
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except Exception as error:  # a damaged file can break transformers anywhere
+        raise ModelError(f'cannot load the tokenizer of "{folder}": {one_line(error)}') from error
+    if not loaded.is_fast:
+        raise ModelError(f'model "{folder}" has no fast tokenizer (tokenizer.json); export one with transformers')
+    return loaded.backend_tokenizer, {name: getattr(loaded, name) for name in _SPECIAL}
+
+
+def _id(backend: Any, token: str | None) -> int | None:  # noqa: ANN401
+    found: int | None = None if token is None else backend.token_to_id(token)
+    return found
