@@ -188,19 +188,19 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 
 
 class _Cramped:
-    """A backbone on a device where only so many rows fit."""
+    """A decoder on a device where only so many rows fit."""
 
-    def __init__(self, backbone: Callable[..., torch.Tensor], rows: int) -> None:
-        self._backbone, self._rows = backbone, rows
+    def __init__(self, decoder: Callable[..., torch.Tensor], rows: int) -> None:
+        self._decoder, self._rows = decoder, rows
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
         if len(ids) > self._rows:
             raise torch.OutOfMemoryError("no room")
-        return self._backbone(ids, mask)
+        return self._decoder(ids, mask, read)
 
 
 def test_an_error_that_is_not_about_memory_is_raised(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def broken(*tensors: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("a bug")
 
     encoder = load(tiny_model)
@@ -210,7 +210,7 @@ def test_an_error_that_is_not_about_memory_is_raised(tiny_model: Path, monkeypat
 
 
 def test_values_that_are_not_finite_are_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overflowing(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def overflowing(ids: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         return torch.full((*ids.shape, 32), float("nan"))
 
     encoder = load(tiny_model)
@@ -301,9 +301,9 @@ def test_equal_texts_are_encoded_once(tiny_model: Path, monkeypatch: pytest.Monk
     rows: list[int] = []
     forward = Encoder.token_states
 
-    def counted(self: Encoder, tokens: Any, batch: Any) -> Any:  # noqa: ANN401
+    def counted(self: Encoder, tokens: Any, batch: Any, **options: Any) -> Any:  # noqa: ANN401
         rows.extend(batch.tolist())
-        return forward(self, tokens, batch)
+        return forward(self, tokens, batch, **options)
 
     monkeypatch.setattr(Encoder, "token_states", counted)
     reported: list[tuple[int, int]] = []

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llmindex.encode.pooling import POOLERS, pooled_width
+from llmindex.encode.pooling import POOLERS, pooled_width, read_positions
 from llmindex.encode.spec import POOLINGS, Pooling
 
 Array = NDArray[np.float64]
@@ -66,6 +66,11 @@ def test_pooling_equals_a_loop(pooling: Pooling, side: str, lengths: list[int], 
     assert pooled.dtype == torch.float32
     assert pooled.shape == (len(lengths), pooled_width(pooling, 4))
     np.testing.assert_allclose(pooled.numpy(), np.array(expected), rtol=1e-4, atol=1e-5)
+    read = read_positions(pooling, torch.from_numpy(mask), torch.from_numpy(span))
+    assert not (read & (torch.from_numpy(mask) == 0)).any()
+    hidden[~read.numpy()] = 7  # what is not read may be anything
+    again = POOLERS[pooling](torch.from_numpy(hidden), torch.from_numpy(mask), torch.from_numpy(span))
+    assert torch.equal(again, pooled)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

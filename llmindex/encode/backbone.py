@@ -102,8 +102,8 @@ class Backbone(Decoder):
         """Whether batches go through the model without padding; as the model's attention is set at the moment."""
         return bool(self.model.config._attn_implementation == packing.NAME)
 
-    def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Token states ``(B, T, D)`` of right-padded rows, which are on the CPU; padding's states mean nothing."""
+    def __call__(self, ids_BT: Tensor, mask_BT: Tensor, read_BT: Tensor | None = None) -> Tensor:
+        """As :class:`Decoder` says; all states are computed."""
         pack = Pack.of(ids_BT, mask_BT, self._device) if self.packs else None
         self._caught.clear()
         if pack is not None:

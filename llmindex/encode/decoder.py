@@ -34,8 +34,11 @@ class Decoder(ABC):
     max_positions: int | None
 
     @abstractmethod
-    def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Token states ``(B, T, D)`` of right-padded rows, which are on the CPU; padding's states mean nothing."""
+    def __call__(self, ids_BT: Tensor, mask_BT: Tensor, read_BT: Tensor | None = None) -> Tensor:
+        """Token states ``(B, T, D)`` of right-padded rows, which are on the CPU.
+
+        Padding's states mean nothing, nor do those that ``read_BT``, if given, does not ask for.
+        """
 
     @property
     @abstractmethod

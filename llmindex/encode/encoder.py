@@ -21,7 +21,7 @@ from llmindex.encode.adapter import Adapter
 from llmindex.encode.backbone import Backbone
 from llmindex.encode.decoder import Decoder
 from llmindex.encode.loading import load_decoder
-from llmindex.encode.pooling import POOLERS, pooled_width
+from llmindex.encode.pooling import POOLERS, pooled_width, read_positions
 from llmindex.encode.settings import EncoderOptions, Engine, Settings
 from llmindex.encode.spec import EncoderSpec, Pooling
 from llmindex.encode.tokenizer import Tokenizer
@@ -284,12 +284,15 @@ class Encoder:
         norms = float(np.linalg.norm(alone) * np.linalg.norm(vectors[row]))
         return float(alone @ vectors[row]) / norms if norms else 0.0
 
-    def token_states(self, tokens: Tokens, batch: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    def token_states(
+        self, tokens: Tokens, batch: NDArray[np.int64], *, read_by: Pooling | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Token states of some rows, padded on the right, before pooling.
 
         Args:
             tokens: what :meth:`tokenize` gave.
             batch: ``(B,) int64`` row numbers.
+            read_by: the states that this pooling does not read need not be computed; None for all.
 
         Returns:
             ``hidden_BTD`` in the model's dtype; ``mask_BT`` of the rows' tokens and ``span_BT`` of the texts' own.
@@ -302,13 +305,15 @@ class Encoder:
         ids = np.zeros(mask.shape, np.int64)
         ids[mask] = np.concatenate([tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in batch])
         ids_BT, mask_BT, span_BT = (torch.from_numpy(array.astype(np.int64)) for array in (ids, mask, span))
-        hidden_BTD = self.decoder(ids_BT, mask_BT)
+        read_BT = read_positions(read_by, mask_BT, span_BT) if read_by else None
+        hidden_BTD = self.decoder(ids_BT, mask_BT, read_BT)
         place = self.placement.device
         return hidden_BTD, device.send(mask_BT, place), device.send(span_BT, place)
 
     def embed(self, tokens: Tokens, batch: NDArray[np.int64]) -> Tensor:
         """Embeddings ``(B, dim) float32`` of some rows, with gradients unless the caller has turned them off."""
-        pooled_BD = POOLERS[self.spec.pooling](*self.token_states(tokens, batch))
+        pooling = self.spec.pooling
+        pooled_BD = POOLERS[pooling](*self.token_states(tokens, batch, read_by=pooling))
         cut_BD = (self.whitening(pooled_BD) if self.whitening else pooled_BD)[:, : self.spec.dim]
         return torch.nn.functional.normalize(cut_BD, dim=1) if self.spec.normalize else cut_BD
 

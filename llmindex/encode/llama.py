@@ -1,10 +1,11 @@
 """Decoders of Llama's family, computed here instead of by transformers: the same states from fewer calls.
 
-Rows are always packed. Projections of the same input are one product, rotation and gate work in place, and nothing but
-torch is imported, which is most of what a search that starts afresh waits for. The order of roundings is that of
-transformers, so in float32 the states are equal up to the order of sums.
+Rows are always packed, rotation and gate work in place, and of the last layer only those states are computed that the
+pooling reads. Nothing but torch is imported, where importing a model of transformers takes longer than loading its
+weights. Roundings come in the order of transformers, so that in float32 the states are equal up to the order of sums.
 
-Shapes: N tokens of a pack, D hidden size, H heads of queries, K of keys and of values, C values in each.
+Shapes: N tokens of a pack, M of which are read, D hidden size, H heads of queries, K of keys and of values, C values in
+each.
 """
 
 import json
@@ -19,7 +20,7 @@ from torch.nn import functional
 from llmindex.encode import packing
 from llmindex.encode.adapter import Adapter
 from llmindex.encode.decoder import Decoder, canonical, does_not_fit
-from llmindex.encode.device import Placement
+from llmindex.encode.device import Placement, send
 from llmindex.encode.family import Architecture, OtherModel
 from llmindex.encode.packing import Pack
 from llmindex.encode.spec import Attention
@@ -87,28 +88,37 @@ class Llama(Decoder):
         """The number of layers that are run."""
         return self._shape.layers if self.layer == -1 else self.layer
 
-    def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Token states ``(B, T, D)`` of right-padded rows, which are on the CPU; padding's states mean nothing."""
-        pack = Pack.of(ids_BT, mask_BT, self._frequencies.device)
-        return pack.unpack(self._states(pack)[None])
+    def __call__(self, ids_BT: Tensor, mask_BT: Tensor, read_BT: Tensor | None = None) -> Tensor:
+        """As :class:`Decoder` says; of the last layer that runs, only what is read is computed."""
+        device = self._frequencies.device
+        read_BT = mask_BT.bool() if read_BT is None else read_BT
+        places_BT = (read_BT.flatten().cumsum(0) - 1).clamp(min=0).view_as(read_BT)
+        read_M = read_BT[mask_BT.bool()].nonzero()[:, 0]
+        states_MD = self._states(Pack.of(ids_BT, mask_BT, device), send(read_M, device))
+        return states_MD[send(places_BT, device)]
 
     def _weights(self) -> Mapping[str, Tensor]:
         return {name.removesuffix(".weight"): tensor for name, tensor in self._tensors.items()}
 
-    def _states(self, pack: Pack) -> Tensor:
-        """States ``(N, D)`` of the layer that was asked for."""
+    def _states(self, pack: Pack, read_M: Tensor) -> Tensor:
+        """States ``(M, D)`` of some of the tokens in the layer that was asked for."""
         states_ND = functional.embedding(pack.ids_1N[0], self._tensors["embed_tokens.weight"])
         turns_N1c = pack.positions_1N[0, :, None, None] * self._frequencies
         cos_N1c, sin_N1c = turns_N1c.cos().to(states_ND.dtype), turns_N1c.sin().to(states_ND.dtype)
         rotation = torch.cat((cos_N1c, cos_N1c), dim=-1), sin_N1c
         for number in range(self._runs):
             at = f"layers.{number}."
-            states_ND = self._attended(at, states_ND, rotation, pack)
+            mixed_NE = self._attention(at, states_ND, rotation, pack)
+            if number == self._runs - 1:
+                mixed_NE, states_ND = mixed_NE[read_M], states_ND[read_M]
+            states_ND = self._linear(f"{at}self_attn.o_proj", mixed_NE).add_(states_ND)
             states_ND = self._gated(at, states_ND)
+        if not self._runs:
+            return states_ND[read_M]
         return self._norm("norm", states_ND) if self.layer == -1 else states_ND
 
-    def _attended(self, at: str, states_ND: Tensor, rotation: tuple[Tensor, Tensor], pack: Pack) -> Tensor:
-        """The first half of a layer."""
+    def _attention(self, at: str, states_ND: Tensor, rotation: tuple[Tensor, Tensor], pack: Pack) -> Tensor:
+        """What the heads of a layer gather, side by side: ``(N, H * C)``."""
         normed_ND = self._norm(f"{at}input_layernorm", states_ND)
         query_NHC, key_NKC, value_NKC = (
             self._linear(f"{at}self_attn.{name}_proj", normed_ND).view(len(normed_ND), -1, self._shape.head_size)
@@ -125,7 +135,7 @@ class Llama(Decoder):
             scale=self._shape.head_size**-0.5,
             causal=self._causal,
         )
-        return self._linear(f"{at}self_attn.o_proj", mixed_NHC.flatten(1)).add_(states_ND)
+        return mixed_NHC.flatten(1)
 
     def _gated(self, at: str, states_ND: Tensor) -> Tensor:
         """The second half of a layer."""

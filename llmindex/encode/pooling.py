@@ -55,11 +55,7 @@ def suffix_mean(hidden_BTD: Tensor, mask_BT: Tensor, span_BT: Tensor) -> Tensor:
 
     With a prompt that ends with its text, or for an empty text, the last token.
     """
-    last_B = last_position(mask_BT)
-    after_B = torch.where(span_BT.sum(dim=1) > 0, last_position(span_BT) + 1, last_B)
-    positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    counted_BT = (positions_T - torch.minimum(after_B, last_B).unsqueeze(1) + 1).clamp(min=0)
-    return _weighted(hidden_BTD, (counted_BT * mask_BT).float())
+    return _weighted(hidden_BTD, _suffix_weights(mask_BT, span_BT).float())
 
 
 def max_(hidden_BTD: Tensor, mask_BT: Tensor, span_BT: Tensor) -> Tensor:
@@ -71,6 +67,24 @@ def last_mean(hidden_BTD: Tensor, mask_BT: Tensor, span_BT: Tensor) -> Tensor:
     """Last token and mean side by side, each of unit length first: ``(B, 2 D)``."""
     halves = (last(hidden_BTD, mask_BT, span_BT), mean(hidden_BTD, mask_BT, span_BT))
     return torch.cat([torch.nn.functional.normalize(half, dim=1) for half in halves], dim=1)
+
+
+def read_positions(pooling: Pooling, mask_BT: Tensor, span_BT: Tensor) -> Tensor:
+    """``(B, T) bool``: the states that a pooling reads; what stands elsewhere does not change its vector."""
+    if pooling == "suffix_mean":
+        return _suffix_weights(mask_BT, span_BT) > 0
+    if pooling in ("last", "eos", "first"):
+        position_B = first_position(mask_BT) if pooling == "first" else last_position(mask_BT)
+        return torch.arange(mask_BT.shape[1], device=mask_BT.device) == position_B.unsqueeze(1)
+    return mask_BT.bool()
+
+
+def _suffix_weights(mask_BT: Tensor, span_BT: Tensor) -> Tensor:
+    """1, 2, 3, ... on the tokens after the text; 1 on the last token where there are none."""
+    last_B = last_position(mask_BT)
+    after_B = torch.where(span_BT.sum(dim=1) > 0, last_position(span_BT) + 1, last_B)
+    positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    return (positions_T - torch.minimum(after_B, last_B).unsqueeze(1) + 1).clamp(min=0) * mask_BT
 
 
 def _at(hidden_BTD: Tensor, position_B: Tensor) -> Tensor:
