@@ -90,7 +90,8 @@ def test_encoder_options_are_those_of_the_library() -> None:
         taken.update(encoder)
 
     probe.main([], standalone_mode=False)
-    assert list(taken) == [field.name for field in fields(EncoderOptions)]
+    # Who computes the model is for each command to say.
+    assert list(taken) == [field.name for field in fields(EncoderOptions) if field.name != "engine"]
     assert EncoderOptions(**taken) == EncoderOptions()
 
 
