@@ -4,6 +4,7 @@ Texts of mixed lengths (agnews, newsgroups20, stackoverflow in equal parts, in r
 model, one dtype. The published embedder is rewritten from its description (Roth et al., arXiv 2507.22729, and the
 habits of its code): texts are cut, decoded, wrapped and tokenised again; batches of 32 come padded in the order of
 arrival; the language-model head over the whole vocabulary and the states of all layers are computed.
+"llmindex by transformers" packs its batches as llmindex does, into the layers of transformers.
 sentence-transformers runs the folder that `llmindex export` writes, at whichever of several batch sizes is its best on
 a part of the texts.
 
@@ -32,7 +33,7 @@ from torch import nn
 
 from llmindex import Encoder
 from llmindex.encode import models
-from llmindex.encode.settings import EncoderOptions
+from llmindex.encode.settings import EncoderOptions, Engine
 from llmindex_training.export import export
 from shared_data import clustering_set
 
@@ -44,9 +45,9 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Embed = Callable[[list[str]], Any]
 
 
-def ours(dtype: str) -> Embed:
-    """The encoder of a build."""
-    encoder = Encoder.load(models.DEFAULT, dtype=dtype)
+def ours(dtype: str, engine: Engine = "auto") -> Embed:
+    """The encoder of a build, or as transformers computes it."""
+    encoder = Encoder.load(models.DEFAULT, dtype=dtype, engine=engine)
     return encoder.encode
 
 
@@ -119,13 +120,14 @@ def main() -> None:
     arguments = parser.parse_args()
     texts = [text for name in SETS for text in clustering_set(name, arguments.texts // len(SETS)).texts]
     random.Random(0).shuffle(texts)
-    encoder = Encoder.load(models.DEFAULT, dtype=arguments.dtype)
+    encoder = Encoder.load(models.DEFAULT, dtype=arguments.dtype, engine="transformers")
     tokens = int(encoder.tokenize(texts).lengths.sum())
     linear = [module for module in encoder.backbone.model.modules() if isinstance(module, nn.Linear)]
     work = 2 * sum(module.weight.numel() for module in linear)
     embedders = {
         "published": published(arguments.dtype),
         "sentence-transformers": sentence_transformers(arguments.dtype, texts[: len(texts) // 3], arguments.clock),
+        "llmindex by transformers": ours(arguments.dtype, "transformers"),
         "llmindex": ours(arguments.dtype),
     }
     rounds: dict[str, list[float]] = {name: [] for name in embedders}
