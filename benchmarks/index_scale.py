@@ -10,14 +10,25 @@ Linux, as it reads /proc.
     python benchmarks/index_scale.py FOLDER [--count 1000000] [--kind IVF4096,SQfp16 ...]   # → results/index_scale.json
 
 FOLDER keeps the store, so that kinds can be measured on different days; figures of the same count are kept, too.
+With --memory BYTES the planner's choice in so much memory is measured. Figures taken in a control group that limits
+memory, page cache included, are kept under a name of their own, with the limit; the hashes of the file and of the hits
+say whether it made a difference. A page counts in the group that read it first: make the store without a limit, then
+empty the cache.
+
+    python benchmarks/index_scale.py FOLDER --count 3000000 --memory 2e9
+    sync; echo 1 > /proc/sys/vm/drop_caches
+    group=/sys/fs/cgroup/memory/index; mkdir $group; echo 2000000000 > $group/memory.limit_in_bytes
+    (sh -c 'echo $PPID' > $group/cgroup.procs; python benchmarks/index_scale.py FOLDER --count 3000000 --memory 2e9)
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -92,7 +103,41 @@ def memory_mb(kind: str) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def measure_build(store: VectorStore, kind: str) -> dict[str, Any]:
+class AnonymousPeak:
+    """The most memory that this process had to itself, looked up ten times a second: none of it is a file's."""
+
+    def __init__(self) -> None:
+        self.mb = 0.0
+        self._stopped = threading.Event()
+        self._watching = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "AnonymousPeak":
+        self._watching.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._watching.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(0.1):
+            self.mb = max(self.mb, memory_mb("RssAnon"))
+
+
+def limit_mb() -> float | None:
+    """The memory in MB, page cache included, that this process's control group may take; None without a limit."""
+    root = Path("/sys/fs/cgroup")
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        kinds = {"": f".{group}/memory.max", "memory": f"./memory{group}/memory.limit_in_bytes"}
+        file = root / kinds.get(controllers, "none")
+        limit = file.read_text().strip() if file.exists() else "max"
+        if limit != "max" and int(limit) < 2**60:
+            return int(limit) / 1e6
+    return None
+
+
+def measure_build(store: VectorStore, kind: str, memory: int | None) -> dict[str, Any]:
     """Build an index of a kind in this process."""
     start, cpu = time.perf_counter(), time.process_time()
     tuning: list[float] = []
@@ -101,19 +146,29 @@ def measure_build(store: VectorStore, kind: str) -> dict[str, Any]:
         if report.stage == "tune":
             tuning.append(time.process_time())
 
-    if kind == USEARCH:
-        facts = build_usearch(store)
-    else:
-        # A kind that is asked for by name is trained on more vectors than the planner's choice.
-        factory = None if kind == plan(store.count, DIM).factory else kind
-        with VectorWriter.open(store.path) as writer:
-            record = rebuild(writer, factory=factory, recall=RECALL, on_progress=note_tuning)
-        facts = {"file_mb": record.bytes / 1e6, "parameters": record.parameters}
+    with AnonymousPeak() as anonymous:
+        if kind == USEARCH:
+            facts = build_usearch(store)
+        else:
+            # A kind that is asked for by name is trained on more vectors than the planner's choice.
+            chosen, factory = plan(store.count, DIM, memory=memory), None
+            if kind != chosen.factory:
+                chosen, factory, memory = plan(store.count, DIM, kind), kind, None
+            with VectorWriter.open(store.path) as writer:
+                record = rebuild(writer, factory=factory, recall=RECALL, memory=memory, on_progress=note_tuning)
+            facts = {
+                "file_mb": record.bytes / 1e6,
+                "parameters": record.parameters,
+                "sha256": record.sha256[:16],
+                "predicted_build_mb": chosen.footprint.build / 1e6,
+                "predicted_search_mb": chosen.footprint.search / 1e6,
+            }
     facts["build_s"] = time.perf_counter() - start
     facts["build_cpu_s"] = time.process_time() - cpu
     # Finding out the effort and the recall costs every kind about the same, and usearch does not do it.
     facts["fill_cpu_s"] = (tuning[0] if tuning else time.process_time()) - cpu
     facts["build_peak_mb"] = memory_mb("VmHWM")
+    facts["build_anonymous_mb"] = anonymous.mb
     return facts
 
 
@@ -128,6 +183,7 @@ def measure_search(store: VectorStore, kind: str) -> dict[str, Any]:
     search(queries[:4_096])
     return {
         "recall": recall_of(found, truth),
+        "hits_sha256": hashlib.sha256(found.tobytes()).hexdigest()[:16],
         "batched_qps": QUERIES / seconds,
         "single_qps": SINGLE / one_by_one,
         "resident_mb": memory_mb("VmRSS"),
@@ -185,9 +241,10 @@ def recall_of(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
     return float((found[:, :, None] == truth[:, None, :]).any(axis=1).mean())
 
 
-def in_a_process(step: str, folder: Path, count: int, kind: str) -> dict[str, Any]:
+def in_a_process(step: str, folder: Path, count: int, kind: str, memory: int | None) -> dict[str, Any]:
     """The figures of one step, taken in a process of its own."""
     command = [sys.executable, __file__, str(folder), "--count", str(count), "--kind", kind, "--step", step]
+    command += [] if memory is None else ["--memory", str(memory)]
     facts: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return facts
 
@@ -218,6 +275,10 @@ def keep(count: int, kind: str, facts: dict[str, Any]) -> None:
         "OMP_NUM_THREADS": os.getenv("OMP_NUM_THREADS"),
     }
     facts["load"] = round(os.getloadavg()[0], 1)
+    limit = limit_mb()
+    if limit is not None:
+        facts["limit_mb"] = limit
+        kind = f"{kind} in {limit:.0f} MB"
     figures |= {"machine": machine, "versions": {"python": platform.python_version(), **versions}, "dim": DIM}
     figures["sizes"].setdefault(str(count), {})[kind] = {
         name: round(value, 3) if isinstance(value, float) else value for name, value in facts.items()
@@ -231,20 +292,23 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--kind", nargs="*", help="FAISS factory strings, and usearch")
+    parser.add_argument("--memory", type=lambda text: int(float(text)), help="bytes that the planner may take")
     parser.add_argument("--step", choices=("build", "search"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     store = make_store(asked.folder, asked.count)
     if asked.step:
-        facts = (measure_build if asked.step == "build" else measure_search)(store, *asked.kind)
-        print(json.dumps(facts))
+        (kind,) = asked.kind
+        build = asked.step == "build"
+        print(json.dumps(measure_build(store, kind, asked.memory) if build else measure_search(store, kind)))
         return
     make_truth(store)
     print(f"{'':16}" + "".join(f"{column:>14}" for column in COLUMNS))
-    for kind in asked.kind or default_kinds(asked.count):
-        facts = {}
+    kinds = [plan(asked.count, DIM, memory=asked.memory).factory] if asked.memory else default_kinds(asked.count)
+    for kind in asked.kind or kinds:
+        facts: dict[str, Any] = {}
         for step in ("build", "search"):
-            facts |= in_a_process(step, asked.folder, asked.count, kind)
+            facts |= in_a_process(step, asked.folder, asked.count, kind, asked.memory)
         print(f"{kind:16}" + "".join(f"{facts[column]:14,.3f}" for column in COLUMNS), flush=True)
         keep(asked.count, kind, facts)
 
