@@ -191,6 +191,17 @@ def test_what_a_configuration_leaves_open_is_left_to_transformers(
     assert "transformers computes it: config.json does not say" in caplog.text
 
 
+def test_positions_that_are_said_twice_are_left_to_transformers(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "linear", "factor": 4.0}}))
+    with caplog.at_level(logging.INFO, "llmindex"):
+        assert isinstance(load(folder).decoder, Backbone)
+    assert "its positions are said twice" in caplog.text
+
+
 def test_further_tensors_are_left_to_transformers(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -122,6 +122,7 @@ def _check_plain(config: dict[str, Any], kind: object) -> None:
         "it is quantised": "quantization_config" in config,
         "it brings code of its own": "auto_map" in config,
         "it says how to attend": "is_causal" in config,
+        "its positions are said twice": bool(config.get("rope_parameters") and config.get("rope_scaling")),
         "it rotates a part of each head": config.get("partial_rotary_factor", 1) != 1,
         "it has windows of attention": (
             bool(config.get("use_sliding_window"))
