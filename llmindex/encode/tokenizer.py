@@ -56,8 +56,8 @@ def _plain(folder: Path) -> tuple[Any, dict[str, str | None]] | None:
         backend = Backend.from_file(str(folder / "tokenizer.json"))
     except Exception:  # whatever is wrong with the files, transformers reads them next, and says so
         return None
-    added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    whole = added.issuperset(token for token in named.values() if token is not None)
+    added = [token.content for token in backend.get_added_tokens_decoder().values()]
+    whole = all(token is None or token in added for token in named.values())
     alone = not any((folder / name).exists() for name in _OTHER_FILES)
     return (backend, named) if whole and alone and backend.get_vocab_size() <= _LARGEST_PLAIN else None
 

@@ -1,0 +1,89 @@
+"""Tokenizers read as they are against those of transformers, and what is left to these."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, processors
+from tokenizers import Tokenizer as Backend
+
+from llmindex.encode import tokenizer as tokenizers
+from llmindex.encode.tokenizer import Tokenizer
+
+TEXTS = [
+    "fox",
+    " fox",
+    "",
+    "a<|end|>b",
+    " <|end|> c",
+    "e\u0301",
+    "\x00\x07",
+    "tab\tnl\n",
+    "<s>x</s>",
+    "an EXTRA one",
+    "  a  ",
+]
+END = {"content": "<|end|>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
+
+
+def begins_with_s(backend: Backend) -> None:
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+
+
+def strips(backend: Backend) -> None:
+    backend.add_special_tokens([AddedToken("EXTRA", lstrip=True, rstrip=True)])
+
+
+Change = Callable[[Backend], object]
+CASES: dict[str, tuple[bool, dict[str, Any], Change | None]] = {
+    "as it is": (True, {}, None),
+    "an older name of the class": (True, {"tokenizer_class": "PreTrainedTokenizerFast"}, None),
+    "a beginning by default": (True, {"bos_token": "<s>"}, begins_with_s),
+    "a beginning that has no name": (True, {}, begins_with_s),
+    "no end": (True, {"eos_token": None, "pad_token": None}, None),
+    "cut by default": (True, {}, lambda backend: backend.enable_truncation(2)),
+    "padded by default": (True, {}, lambda backend: backend.enable_padding(length=10)),
+    "an added token that strips": (True, {}, strips),
+    "another class": (False, {"tokenizer_class": "Qwen2Tokenizer"}, None),
+    "a beginning switched off": (False, {"bos_token": "<s>", "add_bos_token": False}, begins_with_s),
+    "a beginning switched on": (False, {"bos_token": "<s>", "add_bos_token": True}, None),
+    "a beginning that is to be added": (False, {"bos_token": "<s>"}, None),
+    "an end with properties": (False, {"bos_token": END | {"__type": "AddedToken"}}, None),
+    "an ordinary token as beginning": (False, {"bos_token": "fox"}, None),
+    "a space before": (False, {"add_prefix_space": True}, None),
+    "special tokens split": (False, {"split_special_tokens": True}, None),
+    "more special tokens": (False, {"additional_special_tokens": ["EXTRA"]}, None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ids_are_those_of_transformers(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    from transformers import AutoTokenizer
+
+    plain, config, change = CASES[name]
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    if change is not None:
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        change(backend)
+        backend.save(str(folder / "tokenizer.json"))
+    assert (tokenizers._plain(folder) is not None) is plain
+    ours, theirs = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours(TEXTS) == [theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    assert ours.eos == theirs.eos_token_id
+    first = theirs("a")["input_ids"][:1]
+    assert ours.bos == (first if theirs.bos_token_id is not None and first == [theirs.bos_token_id] else [])
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json"])
+def test_files_beside_are_left_to_transformers(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / name).write_text("{}")
+    assert tokenizers._plain(folder) is None
