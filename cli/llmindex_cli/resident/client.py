@@ -8,9 +8,8 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmindex import errors
 from llmindex_cli.resident.errors import ResidentError
@@ -33,8 +32,7 @@ _SILENCE_SECONDS = 30.0  # the searcher gives a sign of life every two seconds
 _END_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What the resident searcher said.
 
     Attributes:
