@@ -1,7 +1,19 @@
-"""``python -m llmindex_cli`` is ``llmindex``."""
+"""``llmindex``, and ``python -m llmindex_cli``: the command line as a process of its own."""
 
+import gc
 import sys
 
-from llmindex_cli.main import main
+from llmindex_cli.loading import loading
 
-sys.exit(main())
+
+def main() -> int:
+    """Import the command line, in which the garbage collector has nothing to look for, and run it."""
+    with loading():
+        from llmindex_cli.main import main as run
+
+        gc.freeze()
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmindex_cli.console import Column, count, note, print_facts, print_json, print_table, say
-from llmindex_cli.options import Command, check_output, corpus_options, encoder_options, json_option
+from llmindex_cli.encoder_options import encoder_options
+from llmindex_cli.options import Command, check_output, corpus_options, json_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:

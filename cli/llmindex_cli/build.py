@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llmindex_cli.console import count, duration, kinds_of, note, plain, print_facts, print_json, say, size
-from llmindex_cli.options import Command, corpus_options, encoder_options, json_option, recall_options
+from llmindex_cli.encoder_options import encoder_options
+from llmindex_cli.options import Command, corpus_options, json_option, recall_options
 from llmindex_cli.plans import index_kind, index_time, note_plan_only
 from llmindex_cli.progress import progress
 

@@ -4,37 +4,35 @@ Documents, ids and file names are text of unknown origin. What goes into a table
 characters and escape sequences, and is never read as markup.
 """
 
-import base64
 import json
 import logging
 import math
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import click
 
 PIPE_WIDTH = 120
 LIBRARIES = ("llmindex", "llmindex_training")
 
-_ESCAPE_SEQUENCE = re.compile(
+_ELLIPSIS = "…"
+
+_ESCAPE_SEQUENCE = (
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor movement
     r"|(?:\x1b[\]P^_X]|[\x9d\x90\x9e\x9f\x98])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS and their kin
     r"|\x1b[ -/]*[0-~]?"
 )
 # Controls, line and direction overrides, lone surrogates; joiners stay, as emoji and several scripts need them.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_UNPRINTABLE = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
@@ -51,23 +49,38 @@ class Column:
 
 def plain(text: str) -> str:
     """Text as one line that a terminal shows and does not obey."""
-    return _UNPRINTABLE.sub("", " ".join(_ESCAPE_SEQUENCE.sub("", text).split()))
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return re.sub(_UNPRINTABLE, "", " ".join(re.sub(_ESCAPE_SEQUENCE, "", text).split()))
 
 
 def one_line(message: str) -> str:
     """A message on one line, with anything unprintable written as an escape."""
     folded = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], folded)
+    return re.sub(_UNPRINTABLE, lambda match: ascii(match[0])[1:-1], folded)
 
 
 def cut(text: str, width: int) -> str:
     """Text shortened to a number of terminal cells, an ellipsis at its end if something is missing."""
-    from rich.cells import cell_len, set_cell_size
-
-    if cell_len(text) <= width:
+    if _cells(text) <= width:
         return text
-    ellipsis = "…" if _can_show("…") else "..."
-    return set_cell_size(text, max(0, width - len(ellipsis))).rstrip() + ellipsis
+    ellipsis = _ELLIPSIS if _can_show(_ELLIPSIS) else "..."
+    room = max(0, width - len(ellipsis))
+    if text.isascii():
+        return text[:room].rstrip() + ellipsis
+    from rich.cells import set_cell_size
+
+    return set_cell_size(text, room).rstrip() + ellipsis
+
+
+def _cells(text: str) -> int:
+    """Terminal cells of a text without controls; for ASCII, cut or not, rich need not be loaded."""
+    if text.removesuffix(_ELLIPSIS).isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def say(line: str, *, heading: bool = False) -> None:
@@ -88,22 +101,29 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
         columns: what is shown.
         rows: each as many cells as there are columns; their text may be anything.
     """
-    from rich.cells import cell_len
-
     # A cell shows at most one line of the text: what lies far behind its end need not be cleaned.
-    total = shutil.get_terminal_size((PIPE_WIDTH, 24)).columns
+    total = _line_width()
     cells = [
         [plain(cell if column.fit == "open" else cell[: 16 * total]) for column, cell in zip(columns, row, strict=True)]
         for row in rows
     ]
     natural = [
-        max([cell_len(column.title), *(cell_len(row[number]) for row in cells)])
-        for number, column in enumerate(columns)
+        max([_cells(column.title), *(_cells(row[number]) for row in cells)]) for number, column in enumerate(columns)
     ]
     widths = _widths(columns, natural, total)
     say(_line([column.title for column in columns], columns, widths), heading=True)
     for row in cells:
         say(_line(row, columns, widths))
+
+
+def _line_width() -> int:
+    """As ``shutil.get_terminal_size`` has it, which a search does without: shutil loads three compressors."""
+    with suppress(KeyError, ValueError):
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns
+    with suppress(OSError):
+        return os.get_terminal_size().columns or PIPE_WIDTH
+    return PIPE_WIDTH
 
 
 def _widths(columns: Sequence[Column], natural: Sequence[int], total: int) -> list[int]:
@@ -120,12 +140,10 @@ def _widths(columns: Sequence[Column], natural: Sequence[int], total: int) -> li
 
 
 def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
-    from rich.cells import cell_len
-
     parts = []
     for cell, column, width in zip(cells, columns, widths, strict=True):
         shown = cell if column.fit == "open" else cut(cell, width)
-        padding = " " * (width - cell_len(shown))
+        padding = " " * (width - _cells(shown))
         parts.append(padding + shown if column.align == "right" else shown + padding)
     return "  ".join(parts).rstrip()
 
@@ -174,6 +192,8 @@ def _scalar(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, bytes | bytearray | memoryview):
+        import base64
+
         return base64.b64encode(value).decode("ascii")
     if hasattr(value, "tolist"):  # NumPy scalars and arrays
         return json_safe(value.tolist())

@@ -12,7 +12,8 @@ import click
 
 from llmindex.progress import Progress, ProgressCallback
 from llmindex_cli.console import count, kinds_of, note, plain, print_json, say
-from llmindex_cli.options import Command, check_output, corpus_options, encoder_options, json_option
+from llmindex_cli.encoder_options import encoder_options
+from llmindex_cli.options import Command, check_output, corpus_options, json_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ Every answer is one line: what went wrong, where, what to do about it.
 """
 
 import errno
-from dataclasses import dataclass
 from functools import singledispatch
+from typing import NamedTuple
 
 import click
 
@@ -15,8 +15,7 @@ from llmindex_cli.console import one_line
 _BEFORE_THE_COMMAND = ("-q", "--quiet", "-v", "-vv", "--verbose")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The end of a run that did not go well.
 
     Attributes:

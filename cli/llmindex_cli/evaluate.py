@@ -8,7 +8,8 @@ import click
 from click.core import ParameterSource
 
 from llmindex_cli.console import Column, count, note, print_json, print_table
-from llmindex_cli.options import Command, IndexType, ModelType, SectionOption, encoder_options, json_option
+from llmindex_cli.encoder_options import encoder_options
+from llmindex_cli.options import Command, IndexType, ModelType, SectionOption, json_option
 from llmindex_cli.progress import progress
 from llmindex_cli.scores import percent, print_scores, print_scores_json, title
 

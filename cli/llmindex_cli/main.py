@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 import click
 from click.shell_completion import shell_complete
 
+from llmindex import __version__
 from llmindex_cli.console import configure
 from llmindex_cli.errors import explain
 from llmindex_cli.options import Command
@@ -114,7 +115,7 @@ class Root(LazyGroup, Command):
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress, hints or warnings; errors alone.")
 @click.option("-v", "--verbose", count=True, help="More about what happens; -vv for all of it.")
-@click.version_option(package_name="llmindex", prog_name=PROG, message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name=PROG, message="%(prog)s %(version)s")
 def root(quiet: bool, verbose: int) -> None:
     """Turn a language model into a text embedder; search and cluster your documents with it.
 

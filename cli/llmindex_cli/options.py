@@ -15,14 +15,13 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from llmindex.encode.prompts import PROMPTS, resolve
-from llmindex.encode.spec import ATTENTIONS, POOLINGS
-from llmindex.errors import IndexNotFound, UsageError
+from llmindex.errors import IndexNotFound
 
 INDEX_SUFFIX = ".llmindex"
 
 CommandFunction = Callable[..., None]
 Decorator = Callable[[CommandFunction], CommandFunction]
+NamedOption = tuple[str, Decorator]
 
 
 class Command(click.Command):
@@ -95,24 +94,6 @@ class Size(click.ParamType[int]):
         if size < _LEAST_SIZE:
             self.fail(f"'{value}' is less than 1MB.", param, ctx)
         return size
-
-
-class PromptType(click.ParamType[str]):
-    """A prompt's name, or a template that contains ``{text}``."""
-
-    name = "name|template"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
-        """Check now what would otherwise fail after the model has been loaded."""
-        try:
-            resolve(value)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-        """The named prompts."""
-        return [CompletionItem(name, help=PROMPTS[name]) for name in PROMPTS if name.startswith(incomplete)]
 
 
 class DeviceType(click.ParamType[str]):
@@ -265,18 +246,14 @@ def corpus_options(command: CommandFunction) -> CommandFunction:
     )
 
 
-def encoder_options(command: CommandFunction) -> CommandFunction:
-    """The options of every command that embeds; it gets them as ``encoder``, a dict of EncoderOptions' fields."""
-    return _gather(command, "encoder", _ENCODER_OPTIONS)
-
-
 def runtime_options(command: CommandFunction) -> CommandFunction:
     """Where and how an index's own encoder runs, which does not change it; the command gets a dict, ``runtime``."""
-    kept = ("dtype", "device", "trust_remote_code")
-    return _gather(command, "runtime", [option for option in _ENCODER_OPTIONS if option[0] in kept])
+    return gather(command, "runtime", RUNTIME_OPTIONS)
 
 
-def _gather(command: CommandFunction, parameter: str, options: Sequence[tuple[str, Decorator]]) -> CommandFunction:
+def gather(command: CommandFunction, parameter: str, options: Sequence[NamedOption]) -> CommandFunction:
+    """Give a command several options, whose values it gets as one dict."""
+
     @functools.wraps(command)
     def gathered(**kwargs: Any) -> None:  # noqa: ANN401
         gathered_values = {name: kwargs.pop(name) for name, _ in options}
@@ -309,40 +286,19 @@ def _apply(command: CommandFunction, *decorators: Decorator) -> CommandFunction:
     return command
 
 
-def _encoder_option(name: str, **attributes: Any) -> tuple[str, Decorator]:  # noqa: ANN401
+def encoder_option(name: str, **attributes: Any) -> NamedOption:  # noqa: ANN401
+    """An option of the encoder's, with the name of its value."""
     return name, _option("Encoder options", f"--{name.replace('_', '-')}", **attributes)
 
 
-_ENCODER_OPTIONS: list[tuple[str, Decorator]] = [
-    _encoder_option(
-        "model",
-        type=ModelType(),
-        default="default",
-        show_default=True,
-        help="default, a hub name, or the folder of a model or an adapter.",
-    ),
-    _encoder_option("revision", metavar="REV", help="Branch, tag or commit of a hub model."),
-    _encoder_option("adapter", metavar="FOLDER", help="LoRA adapter to merge into the model."),
-    _encoder_option(
-        "prompt", type=PromptType(), help="Prompt around each document: a name (see `llmindex prompts`) or a template."
-    ),
-    _encoder_option(
-        "query_prompt", type=PromptType(), help="Prompt around each query. [default: that of the documents if given]"
-    ),
-    _encoder_option("pooling", type=click.Choice(POOLINGS), help="How token states become one vector."),
-    _encoder_option(
-        "layer", type=int, metavar="N", help="Layer whose states are pooled: -1 the last, 0 the embeddings."
-    ),
-    _encoder_option("attention", type=click.Choice(ATTENTIONS), help="Causal as pre-trained, or bidirectional."),
-    _encoder_option("max_tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of each text that are kept."),
-    _encoder_option("dim", type=click.IntRange(min=1), metavar="N", help="Cut the vectors to their first N values."),
-    _encoder_option(
+RUNTIME_OPTIONS: list[NamedOption] = [
+    encoder_option(
         "dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         default="auto",
         show_default=True,
         help="What the model computes in.",
     ),
-    _encoder_option("device", type=DeviceType(), default="auto", show_default=True, help="Where the model runs."),
-    _encoder_option("trust_remote_code", is_flag=True, help="Run Python code that comes with the model."),
+    encoder_option("device", type=DeviceType(), default="auto", show_default=True, help="Where the model runs."),
+    encoder_option("trust_remote_code", is_flag=True, help="Run Python code that comes with the model."),
 ]

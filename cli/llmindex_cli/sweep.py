@@ -9,7 +9,8 @@ import click
 
 from llmindex.encode.prompts import PLACE
 from llmindex_cli.console import Column, note, plain, print_json, print_table
-from llmindex_cli.options import Command, check_output, encoder_options, json_option
+from llmindex_cli.encoder_options import encoder_options
+from llmindex_cli.options import Command, check_output, json_option
 from llmindex_cli.progress import progress
 from llmindex_cli.scores import percent
 

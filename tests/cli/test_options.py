@@ -5,8 +5,9 @@ from typing import Any
 import click
 import pytest
 
+from llmindex_cli.encoder_options import encoder_options
 from llmindex_cli.main import main
-from llmindex_cli.options import Command, Size, corpus_options, encoder_options, index_option
+from llmindex_cli.options import Command, Size, corpus_options, index_option
 
 from .conftest import Llmindex
 

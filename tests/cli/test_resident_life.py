@@ -5,10 +5,13 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,9 +152,10 @@ def test_clients_that_misbehave(resident: Resident, built: Path, llmindex: Llmin
     for sent in rubbish:
         with connected(resident) as connection:
             connection.sendall(sent)
+    known = identity_of(pids[0])
     for request in ({"do": "fly"}, {"do": ["search"], "runtime": 7}):
         with connected(resident) as connection:
-            of_client = json.dumps(request | {"identity": identity_of(pids[0])}).encode()
+            of_client = json.dumps(request | {"identity": known}).encode()
             connection.sendall(struct.pack(">I", len(of_client)) + of_client)
             assert protocol.receive(connection, 10_000, PATIENCE)["failed"]
     silent = [connected(resident) for _ in range(8)]
@@ -173,9 +177,13 @@ def connected(resident: Resident) -> socket.socket:
     return connection
 
 
-def identity_of(pid: int) -> str:
-    """What a searcher was started with."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2].decode()
+def identity_of(pid: int) -> list[Any]:
+    """What a client sends that runs in a searcher's environment."""
+    variables = Path(f"/proc/{pid}/environ").read_text().rstrip("\0").split("\0")
+    code = "import json; from llmindex_cli.resident.identity import identity; print(json.dumps(identity()))"
+    env = dict(variable.split("=", 1) for variable in variables)
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    return list(json.loads(ended.stdout))
 
 
 def test_a_request_that_is_too_large_is_answered_here(resident: Resident, built: Path, llmindex: Llmindex) -> None:
@@ -223,7 +231,7 @@ def test_without_unix_sockets_everything_happens_here(
 
 def test_the_folder_without_a_runtime_folder_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert folders.runtime_folder() == tmp_path / f"llmindex-{os.geteuid()}"
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "absent"))
     with pytest.raises(ResidentError, match="cannot make"):

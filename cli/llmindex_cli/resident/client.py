@@ -3,14 +3,14 @@
 Nothing here imports torch, FAISS, pyarrow or NumPy: that is where the time goes that a resident searcher saves.
 """
 
+import json
 import os
 import socket
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmindex import errors
 from llmindex_cli.resident.errors import ResidentError
@@ -33,8 +33,7 @@ _SILENCE_SECONDS = 30.0  # the searcher gives a sign of life every two seconds
 _END_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What the resident searcher said.
 
     Attributes:
@@ -128,18 +127,18 @@ def _connect(folder: Path) -> socket.socket | None:
     return connection
 
 
-def _start(folder: Path, own: str) -> socket.socket:
+def _start(folder: Path, own: list[Any]) -> socket.socket:
     """Start a searcher, free of this terminal and its Ctrl-C; of several at once, one remains."""
     import subprocess  # costs a twentieth of a search that finds one
 
     # -P: a file of the working directory must not be taken for a package.
-    command = [sys.executable, "-P", "-m", "llmindex_cli.resident.server", own]
+    command = [sys.executable, "-P", "-m", "llmindex_cli.resident.server"]
     try:
         log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         with os.fdopen(log, "w"):
             done = subprocess.run(
                 command,
-                stdin=subprocess.DEVNULL,
+                input=json.dumps(own).encode(),
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,

@@ -38,9 +38,10 @@ def runtime_folder() -> Path:
 def _place() -> Path:
     if base := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(base, "llmindex").absolute()
-    from tempfile import gettempdir
-
-    return Path(gettempdir(), f"llmindex-{os.geteuid()}")
+    # Not tempfile.gettempdir, which takes long to load and tries the folder by writing a file.
+    temporary = os.environ.get("TMPDIR", "")
+    base = temporary if os.access(temporary, os.W_OK) else "/tmp"
+    return Path(base, f"llmindex-{os.geteuid()}").absolute()
 
 
 def hold_lock(folder: Path, seconds: float, unless: Callable[[], bool] = lambda: False) -> int | None:

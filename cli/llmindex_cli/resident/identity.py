@@ -1,10 +1,9 @@
 """What a resident searcher is a stand-in for: this llmindex, this interpreter, these settings of the environment."""
 
-import hashlib
-import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,27 +27,30 @@ _SETTINGS = (
 )
 
 
-def identity() -> str:
-    """A hash that two processes share only if one may answer in the other's place."""
+def identity() -> list[Any]:
+    """What two processes share only if one may answer in the other's place, as JSON values.
+
+    Not a hash of it: importing hashlib takes a client longer than sending 15 kB.
+    """
     ours = [Path(package.__file__).parent for package in (llmindex, llmindex_cli) if package.__file__]
     # Whatever pip installs or removes, torch or transformers for one, changes the folder of the packages.
     packages = Path(click.__file__).parents[1]
-    facts = [
+    return [
         llmindex.__version__,
         sys.version,
         sys.prefix,
         [os.environ.get(name) for name in _SETTINGS],
-        [packages.stat().st_mtime_ns, *(entry for folder in ours for entry in _files(folder))],
+        packages.stat().st_mtime_ns,
+        *(_files(folder) for folder in ours),
     ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _files(folder: Path) -> list[tuple[str, int, int]]:
+def _files(folder: Path) -> list[list[str | int]]:
     """Path, size and time of each file of a package, in order."""
-    found = []
+    found: list[list[str | int]] = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(set(folders) - {"__pycache__"})
         for path in (f"{root}{os.sep}{name}" for name in sorted(names)):
             of_file = os.stat(path)  # noqa: PTH116 - a Path for each of a hundred files costs more than the rest
-            found.append((path, of_file.st_size, of_file.st_mtime_ns))
+            found.append([path, of_file.st_size, of_file.st_mtime_ns])
     return found

@@ -18,8 +18,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 REQUEST_LIMIT = 8 << 20
 REPLY_LIMIT = 256 << 20
@@ -35,8 +34,7 @@ class ProtocolError(Exception):
     """The other side broke off, was silent for too long, or sent what is no message; or one is too large to send."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResidentHit:
+class ResidentHit(NamedTuple):
     """A hit as it arrives; its metadata holds what JSON has and nothing else."""
 
     rank: int

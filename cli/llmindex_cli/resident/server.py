@@ -1,10 +1,11 @@
 """The resident searcher: listens on a Unix socket, answers searches, and ends when nobody has asked for a while.
 
-:mod:`llmindex_cli.resident.client` starts it as ``python -m llmindex_cli.resident.server IDENTITY``. That returns when
-the socket listens, and a child of it goes on alone. One thread a connection talks, so that a client which stalls holds
-up nobody; one worker searches.
+:mod:`llmindex_cli.resident.client` starts it as ``python -m llmindex_cli.resident.server``, with its own identity as
+JSON on standard input. That returns when the socket listens, and a child of it goes on alone. One thread a connection
+talks, so that a client which stalls holds up nobody; one worker searches.
 """
 
+import json
 import os
 import select
 import signal
@@ -15,6 +16,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from llmindex_cli.console import configure
 from llmindex_cli.resident.folder import SOCKET, hold_lock, runtime_folder
@@ -48,7 +50,7 @@ class Server:
         identity: of the client that started it; no other may be answered.
     """
 
-    def __init__(self, listener: socket.socket, place: Path, identity: str) -> None:
+    def __init__(self, listener: socket.socket, place: Path, identity: list[Any]) -> None:
         self._listener = listener
         self._place = place
         self._inode = place.stat().st_ino
@@ -155,7 +157,7 @@ def main() -> int:
     Returns:
         0 when one listens, 1 when none could be started.
     """
-    (identity,) = sys.argv[1:]
+    identity = json.load(sys.stdin)
     folder = runtime_folder()
     place = folder / SOCKET
     # A searcher that is ending still holds the lock for a moment; one that has just been started holds it for long.
