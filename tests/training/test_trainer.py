@@ -1,5 +1,6 @@
 """A run: the loss falls, the best checkpoint becomes the adapter, and the adapter gives the trained encoder back."""
 
+import importlib.util
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -13,11 +14,11 @@ from safetensors.torch import load_file
 
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.whitening import Whitening
-from llmindex.errors import AdapterError, CorpusError, ModelError, RecipeError, UsageError
+from llmindex.errors import AdapterError, CorpusError, MissingPackage, ModelError, RecipeError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import adapter as training_adapter
+from llmindex_training import lora, trainer
 from llmindex_training import recipe as recipes
-from llmindex_training import trainer
 from llmindex_training.evaluate_clustering import kmeans_v_measure
 from llmindex_training.evaluation_data import LabelledTexts
 from llmindex_training.recipe import Recipe
@@ -304,7 +305,7 @@ def test_an_adapter_that_cannot_be_trained_further(
         ("optim.batch_size=79", CorpusError, "80 pairs are too few for batches of 79 beside 16 held out"),
         ("optim.dtype=float8", RecipeError, 'unknown dtype "float8"'),
         ("optim.device=gpu", RecipeError, "gpu"),
-        ("model.quantize=true", ModelError, "model.quantize needs a CUDA GPU"),
+        ("model.quantize=true", ModelError, "^model.quantize needs a CUDA GPU; leave it out to train on this machine$"),
         ("optim.learning_rate=1e38", ModelError, "finite|loss of step"),
     ],
 )
@@ -319,6 +320,40 @@ def test_bad_recipes(
     if "learning_rate" not in setting:
         good = tiny_recipe(tiny_model, "optim.steps=2")
         assert trainer.train([pairs], tmp_path / "run", good).steps == 2
+
+
+def test_quantized(pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    # The same on a CPU, but for its kernel that lets no gradients through.
+    monkeypatch.setattr(training_adapter, "_QUANTIZING", ("cpu",))
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
+    recipe = tiny_recipe(tiny_model, "model.quantize=true", "model.whitening=8")
+    encoder = training_adapter.load_base(recipe, "cpu")
+    wrapped = training_adapter.attach(encoder, recipe)
+    four_bits = [layer for layer in encoder.backbone.model.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
+    assert len(four_bits) == 7 * 2  # all linear layers of both of its layers
+    assert {layer.weight.dtype for layer in four_bits} == {torch.uint8}
+    assert sum(isinstance(layer, lora.LoraLinear) for layer in wrapped.modules()) == len(recipe.model.lora_targets) * 2
+
+    report = trainer.train([pairs], tmp_path / "run", recipe)
+    losses = [entry["loss"] for entry in Run(report, recipe).log if "loss" in entry]
+    assert losses[-1] < losses[0]
+    # The adapter was proven on the backbone in full, which is what it is used with.
+    assert report.cosine is not None
+    assert report.cosine > 0.9999
+    assert Encoder.load(str(report.adapter)).encode(TEXTS).shape == (3, 8)
+
+
+def test_quantized_without_its_package(
+    pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_adapter, "_QUANTIZING", ("cpu",))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)
+    )
+    with pytest.raises(MissingPackage, match=r"^model.quantize needs bitsandbytes: pip install bitsandbytes$"):
+        trainer.train([pairs], tmp_path / "run", tiny_recipe(tiny_model, "model.quantize=true"))
 
 
 def test_a_folder_of_something_else(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:

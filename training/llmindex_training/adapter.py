@@ -5,6 +5,7 @@ differently, and such an adapter would silently load nothing onto a bare decoder
 """
 
 import difflib
+import importlib.util
 import json
 import logging
 import shutil
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 # Merging rounds the weights once to the backbone's dtype; a wrong or missing adapter is far below this.
 _LEAST_COSINE = 0.99
+
+# Device types. On CPUs with bfloat16, bitsandbytes repacks the weights when a model is evaluated, and the repacked ones
+# let no gradients through.
+_QUANTIZING = ("cuda",)
 
 # Key of a recipe for each option that the encoder's messages may name.
 _KEYS = {
@@ -173,6 +178,24 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
     return wrapped
 
 
+def unquantized(recipe: Recipe, weights: Path) -> Encoder:
+    """What a quantised run has trained, as it will be used: its adapter attached to the backbone in full.
+
+    It is on the CPU, since quantising is for backbones that do not fit into the GPU.
+
+    Args:
+        recipe: settled.
+        weights: folder with the adapter as peft saved it.
+
+    Raises:
+        RecipeError, ModelError, AdapterError: as :func:`load_base` and :func:`attach`.
+    """
+    in_full = replace(recipe, model=replace(recipe.model, quantize=False))
+    encoder = load_base(in_full, "cpu")
+    _fill(attach(encoder, in_full), weights)
+    return encoder
+
+
 def _check_targets(model: Any, targets: Sequence[str]) -> None:  # noqa: ANN401 - a transformers model
     """Refuse what peft would leave out without a word, and layers that cannot be merged when training is done."""
     from transformers.pytorch_utils import Conv1D
@@ -313,12 +336,11 @@ def _prove(encoder: Encoder, folder: Path) -> float:
 
 def _quantize(encoder: Encoder) -> None:
     """Load the decoder once more, in 4 bits (Dettmers et al., arXiv 2305.14314, section 3)."""
-    if encoder.placement.device.type != "cuda":
+    device = encoder.placement.device
+    if device.type not in _QUANTIZING:
         raise ModelError("model.quantize needs a CUDA GPU; leave it out to train on this machine")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage("model.quantize needs bitsandbytes: pip install bitsandbytes") from error
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingPackage("model.quantize needs bitsandbytes: pip install bitsandbytes")
     from transformers import AutoModel, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
@@ -330,6 +352,6 @@ def _quantize(encoder: Encoder) -> None:
     encoder.backbone.model = AutoModel.from_pretrained(
         encoder.backbone.model.config.name_or_path,
         quantization_config=config,
-        device_map={"": encoder.placement.device},
+        device_map={"": device},
         use_safetensors=True,
     )

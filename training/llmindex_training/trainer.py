@@ -361,7 +361,10 @@ def _keep_best(trainer: ContrastiveTrainer, encoder: Encoder, recipe: Recipe, fo
             "training has changed nothing: either no pair has a negative in its batch, since all texts are alike, or "
             "every step belongs to the warm-up; look at the pairs, or raise optim.steps"
         )
-    set_peft_model_state_dict(trainer.model, tensors)
+    if recipe.model.quantize:
+        encoder = adapter.unquantized(recipe, weights)
+    else:
+        set_peft_model_state_dict(trainer.model, tensors)
     return adapter.save(weights, encoder, recipe.model, folder.adapter, trainer.sample(8 * recipe.model.whitening))
 
 
