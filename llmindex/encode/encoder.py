@@ -8,7 +8,8 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -238,16 +239,23 @@ class Encoder:
         first, same = batching.distinct(tokens)
         copies = np.bincount(same)
         made: list[tuple[NDArray[np.int64], Tensor]] = []
-        waiting = deque(batching.plan(tokens.lengths[first], self._budget))
-        while waiting:
-            batch = waiting.popleft()
-            try:
-                made.append((batch, self._forward_batch(tokens, first[batch])))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                waiting.extendleft(reversed(self._halve(batch, tokens.lengths[first[batch]], error)))
-                continue
-            if on_tokens is not None:
-                on_tokens(int(copies[batch].sum()), int(tokens.lengths[first[batch]] @ copies[batch]))
+        batches = list(batching.plan(tokens.lengths[first], self._budget))
+        with self._side_by_side(len(batches)) as start:
+
+            def begun(batch: NDArray[np.int64]) -> tuple[NDArray[np.int64], device.Job]:
+                return batch, start(partial(self._forward_batch, tokens, first[batch]))
+
+            waiting = deque(map(begun, batches))
+            while waiting:
+                batch, result = waiting.popleft()
+                try:
+                    made.append((batch, result()))
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    halves = self._halve(batch, tokens.lengths[first[batch]], error)
+                    waiting.extendleft(map(begun, reversed(halves)))
+                    continue
+                if on_tokens is not None:
+                    on_tokens(int(copies[batch].sum()), int(tokens.lengths[first[batch]] @ copies[batch]))
         found = np.empty((len(first), self.spec.dim), np.float32)
         for batch, vectors_BD in made:  # fetched at the end, so that a GPU is never waited for in between
             found[batch] = vectors_BD.cpu().numpy()
@@ -327,6 +335,11 @@ class Encoder:
         small = int(tokens.lengths[batch].sum()) * self._bytes < _TOO_SMALL_TO_SHARE
         with device.one_thread() if small and self.placement.device.type == "cpu" else nullcontext():
             return self.embed(tokens, batch)
+
+    def _side_by_side(self, batches: int) -> AbstractContextManager[Callable[[device.Job], device.Job]]:
+        """As :func:`device.side_by_side`, where several batches may go through the decoder at a time."""
+        together = self.decoder.reentrant and self.placement.device.type == "cpu"
+        return device.side_by_side(batches if together else 1)
 
     def _halve(
         self, batch: NDArray[np.int64], lengths: NDArray[np.int64], error: RuntimeError

@@ -37,6 +37,8 @@ _CPU_NORM = 128
 class Llama(Decoder):
     """A decoder of the family; see :class:`Decoder`."""
 
+    reentrant = True
+
     def __init__(
         self,
         folder: Path,
