@@ -4,9 +4,10 @@ Public domain, CC0, CC BY, MIT, Apache 2.0 and the WordNet licence; share-alike,
 sources are left out. Titles with abstracts, questions with answers, words with definitions as they are; of documents
 without a natural partner, two neighbouring spans. A second file has pairs that share a topic and no more: a paragraph
 and the next or next but one, and some of the first file's once more beside them. A third has short single texts, for
-`llmindex pairs` to generate partners for.
+`llmindex pairs` to generate partners for. A fourth has long texts beside as many short ones, for
+`scripts/weigh_beginnings.py`. Whichever are named are written.
 
-    python benchmarks/default_adapter_pairs.py natural.parquet topics.parquet texts.parquet
+    python benchmarks/default_adapter_pairs.py natural.parquet topics.parquet texts.parquet lengths.parquet
 """
 
 import random
@@ -73,6 +74,12 @@ SHORT_TEXTS = {
 }
 CHARACTERS = range(30, 181)
 
+# Beside the pairs' longer sides, the long texts of whole files: file -> how many.
+LONG_TEXTS = {"docs_public_pages": 2_500, "books_speeches": 900, "law": 900, "novels": 900}
+LONG = range(600, 2_401)  # characters
+SHORT = 300
+LENGTHS_EACH = 1_760
+
 
 def natural_pairs(chance: random.Random) -> list[dict[str, str]]:
     """Pairs as they are."""
@@ -132,12 +139,32 @@ def short_texts(natural: list[dict[str, str]]) -> list[dict[str, str]]:
     return texts
 
 
+def lengths(chance: random.Random, natural: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Long texts and short ones, in equal numbers."""
+    texts = [
+        row["text_pair"] for row in natural if len(row["text_pair"]) in LONG and not row["source"].startswith("spans")
+    ]
+    for name, most in LONG_TEXTS.items():
+        every = pq.read_table(data_folder() / "text" / f"{name}.parquet")["text"].to_pylist()
+        texts += chance.sample([text for text in every if len(text) in LONG], most)
+    rows = [{"text": text, "source": "long"} for text in chance.sample(texts, LENGTHS_EACH)]
+    return rows + [
+        {"text": row[chance.choice(("text", "text_pair"))][:SHORT], "source": "short"}
+        for row in chance.sample(natural, LENGTHS_EACH)
+    ]
+
+
 def main() -> None:
-    """Write the three files and say what is in them."""
+    """Write the files and say what is in them."""
     chance = random.Random(0)
     natural = natural_pairs(chance) + span_pairs(chance)
-    made = (natural, topic_pairs(random.Random(3), natural), short_texts(natural))
-    for file, rows in zip(sys.argv[1:4], made, strict=True):
+    made = (
+        natural,
+        topic_pairs(random.Random(3), natural),
+        short_texts(natural),
+        lengths(random.Random(3), natural),
+    )
+    for file, rows in zip(sys.argv[1:], made, strict=False):
         pq.write_table(pa.Table.from_pylist(rows), file)
         print(f"{file}: {len(rows):,} rows")
         for source, count in Counter(row["source"] for row in rows).most_common():

@@ -1,13 +1,12 @@
 """Write the mean of several adapters of one shape, which began with the same factors.
 
 It is an encoder, and a base to train further: that of the last one named, which must not be whitened, for a whitening
-suits no other vectors. With ``--pairs`` one is fitted on texts of that file.
+suits no other vectors. With ``--pairs`` one is fitted on texts of that file, for a single adapter, too.
 
-    python scripts/average_adapters.py out/ runs/a/adapter runs/b/adapter ... [--pairs natural.parquet]
+    python scripts/average_adapters.py out/ runs/a/adapter runs/b/adapter ... [--pairs natural.parquet [--dim 384]]
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +14,10 @@ import numpy as np
 
 from llmindex import Encoder
 from llmindex.encode import adapter as adapters
-from llmindex.encode.spec import EncoderSpec
 from llmindex.encode.whitening import Whitening
 from llmindex_training import adapter, pairs
+from llmindex_training.sweep import save_spec
 
-WHITENED = 320
 TEXTS = 2_048
 MAX_TOKENS = 128  # of a text that the whitening is fitted on
 
@@ -30,6 +28,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("adapters", type=Path, nargs="+")
     parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--dim", type=int, default=384)
     arguments = parser.parse_args()
     folder, parts = arguments.folder, arguments.adapters
     read = adapters.read_spec(parts[-1] / adapters.SPEC_NAME)
@@ -42,17 +41,12 @@ def main() -> None:
         table = pairs.read([arguments.pairs]).table
         rows = np.random.default_rng(0).permutation(len(table))[: TEXTS // 2]
         sides = [table.take(rows)[side].to_pylist() for side in (pairs.TEXT, pairs.PAIR)]
-        write(spec, folder)
+        save_spec(spec, folder / adapters.SPEC_NAME)
         vectors = Encoder.load(str(folder), max_tokens=MAX_TOKENS).encode([*sides[0], *sides[1]])
-        whitening = Whitening.fit(vectors, WHITENED)
+        whitening = Whitening.fit(vectors, arguments.dim)
         whitening.save(folder)
         spec = replace(spec, dim=whitening.dim, whitened=True, adapter_sha256=adapters.read(folder).sha256)
-    write(spec, folder)
-
-
-def write(spec: EncoderSpec, folder: Path) -> None:
-    """The encoder.json of a folder."""
-    (folder / adapters.SPEC_NAME).write_text(json.dumps(spec.to_json(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    save_spec(spec, folder / adapters.SPEC_NAME)
 
 
 if __name__ == "__main__":

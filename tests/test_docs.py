@@ -50,7 +50,7 @@ def test_the_python_code_in_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
-    assert getattr(scope["vectors"], "shape", None) == (2, 320)
+    assert getattr(scope["vectors"], "shape", None) == (2, 384)
 
 
 def test_readme_and_the_command_line_name_the_same_commands() -> None:

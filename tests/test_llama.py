@@ -238,7 +238,7 @@ def test_the_default_needs_no_transformers() -> None:
         "print(Encoder.load().encode(['a question']).shape, 'transformers' in sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert ended.stdout == "(1, 320) False\n"
+    assert ended.stdout == "(1, 384) False\n"
 
 
 @needs_default

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Literal
 
@@ -240,7 +240,8 @@ class Encoder:
         copies = np.bincount(same)
         made: list[tuple[NDArray[np.int64], Tensor]] = []
         batches = list(batching.plan(tokens.lengths[first], self._budget))
-        with self._side_by_side(len(batches)) as start:
+        together = self.decoder.reentrant and self.placement.device.type == "cpu"
+        with device.side_by_side(len(batches) if together else 1) as start:
 
             def begun(batch: NDArray[np.int64]) -> tuple[NDArray[np.int64], device.Job]:
                 return batch, start(partial(self._forward_batch, tokens, first[batch]))
@@ -335,11 +336,6 @@ class Encoder:
         small = int(tokens.lengths[batch].sum()) * self._bytes < _TOO_SMALL_TO_SHARE
         with device.one_thread() if small and self.placement.device.type == "cpu" else nullcontext():
             return self.embed(tokens, batch)
-
-    def _side_by_side(self, batches: int) -> AbstractContextManager[Callable[[device.Job], device.Job]]:
-        """As :func:`device.side_by_side`, where several batches may go through the decoder at a time."""
-        together = self.decoder.reentrant and self.placement.device.type == "cpu"
-        return device.side_by_side(batches if together else 1)
 
     def _halve(
         self, batch: NDArray[np.int64], lengths: NDArray[np.int64], error: RuntimeError
