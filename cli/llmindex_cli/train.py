@@ -24,7 +24,7 @@ SAMPLE = 2000
     cls=Command,
     examples=(
         ("Train on generated pairs, then index with what came of it", "llmindex train pairs.parquet -o runs/mine"),
-        ("", "llmindex build corpus.parquet --model runs/mine/adapter"),
+        ("", "llmindex build corpus.parquet -o adapted.llmindex --model runs/mine/adapter"),
         (
             "A minute's trial; another recipe with two keys changed",
             "llmindex train pairs.parquet -o runs/trial --recipe tiny-cpu",
@@ -96,7 +96,7 @@ def command(
     if report.complete_before:
         note("This run was complete already; start it afresh with --overwrite, or train into another folder with -o.")
     _print(report)
-    note(f"Next: llmindex build corpus.parquet --model {shlex.quote(str(report.adapter))}")
+    note(f"Next: llmindex build corpus.parquet -o adapted.llmindex --model {shlex.quote(str(report.adapter))}")
 
 
 def _score(files: tuple[Path, ...]) -> "ClusteringScore":
