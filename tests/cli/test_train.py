@@ -42,7 +42,8 @@ def test_a_run_for_people(process: Llmindex, llmindex: Llmindex, here: Path, mon
     assert out[8].startswith("steps       12, that of step ")
     assert "tokens/s" in out[9]
     assert out[10].startswith("took        ")
-    assert ended.err.splitlines()[-1] == "Next: llmindex build corpus.parquet -o adapted.llmindex --model 'my run/adapter'"
+    said = ended.err.splitlines()[-1]
+    assert said == "Next: llmindex build corpus.parquet -o adapted.llmindex --model 'my run/adapter'"
     # The adapter stands on its own, from any folder.
     assert Encoder.load(str(here / "my run" / "adapter")).encode(["a"]).shape == (1, 32)
 
