@@ -10,6 +10,7 @@ is the bare one for every prompt and pooling, then with each adapter that is nam
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def main() -> None:
         results["scores"][name] = {
             each.pooling: {name: round(100 * score, 1) for name, score in {"mean": each.score, **each.scores}.items()}
             for each in found
+            if (each.prompt, each.pooling) in itertools.product((prompt,), poolings)
         }
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for row, by_pooling in results["scores"].items():

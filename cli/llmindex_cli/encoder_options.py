@@ -34,6 +34,13 @@ def encoder_options(command: CommandFunction) -> CommandFunction:
     return gather(command, "encoder", _ENCODER_OPTIONS)
 
 
+def fixed_options(command: CommandFunction) -> CommandFunction:
+    """The same without prompts, pooling and layer, for a command that tries several of these."""
+    return gather(command, "encoder", [option for option in _ENCODER_OPTIONS if option[0] not in TRIED])
+
+
+TRIED = {"prompt", "query_prompt", "pooling", "layer"}
+
 _ENCODER_OPTIONS: list[NamedOption] = [
     encoder_option(
         "model",

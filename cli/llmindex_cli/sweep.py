@@ -9,16 +9,13 @@ import click
 
 from llmindex.encode.prompts import PLACE
 from llmindex_cli.console import Column, note, plain, print_json, print_table
-from llmindex_cli.encoder_options import encoder_options
+from llmindex_cli.encoder_options import fixed_options
 from llmindex_cli.options import Command, check_output, json_option
 from llmindex_cli.progress import progress
 from llmindex_cli.scores import percent
 
 if TYPE_CHECKING:
     from llmindex_training.sweep import Candidate
-
-# Encoder options that the sweep tries several values of, and the options that name these.
-TRIED = {"prompt": "--prompts", "query_prompt": "--query-prompts", "pooling": "--poolings", "layer": "--layers"}
 
 
 def split_names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,10 +99,8 @@ def split_layers(ctx: click.Context, param: click.Parameter, values: tuple[str, 
     help="Write the best as encoder.json, which --model takes.",
 )
 @json_option("one object a combination")
-@encoder_options
-@click.pass_context
+@fixed_options
 def command(
-    ctx: click.Context,
     files: tuple[Path, ...],
     prompts: tuple[str, ...],
     query_prompts: tuple[str, ...],
@@ -120,11 +115,9 @@ def command(
     """Score every combination of prompt, pooling and layer on each FILE, in one pass over the texts for each prompt.
 
     A FILE is what evaluate takes: a labelled Parquet file (V-measure of k-means), a retrieval folder (nDCG@10) or a
-    file of sentence pairs (Spearman's correlation). The score is their mean.
+    file of sentence pairs (Spearman's correlation). The score is their mean. The model with its own settings, and the
+    whitening that it was adapted with, stands in the table, too.
     """
-    for name, instead in TRIED.items():
-        if encoder[name] is not None:
-            raise click.UsageError(f"A sweep tries several: name them with {instead}.", ctx)
     from llmindex_training.evaluation_data import read_any, set_names
 
     sets = [read_any(file, name=name, sample=sample) for file, name in zip(files, set_names(files), strict=True)]
@@ -140,6 +133,7 @@ def command(
         _print_json(candidates)
     else:
         _print(candidates)
+        _compare(candidates)
     if output is not None:
         note(f"Wrote the best to {plain(str(output))}; use it with --model {shlex.quote(str(output))}")
 
@@ -148,6 +142,7 @@ def _print_json(candidates: "Sequence[Candidate]") -> None:
     for each in candidates:
         asked = {} if each.query_prompt is None else {"query_prompt": each.query_prompt}
         combination = {"prompt": each.prompt, **asked, "pooling": each.pooling, "layer": each.layer}
+        combination |= {"whitened": each.spec.whitened, "unchanged": each.unchanged}
         print_json({**combination, "score": each.score, "scores": each.scores, "encoder": each.spec.fingerprint()})
 
 
@@ -167,7 +162,7 @@ def _print(candidates: "Sequence[Candidate]") -> None:
         [
             each.prompt,
             *([each.query_prompt or "-"] if asked else []),
-            each.pooling,
+            f"{each.pooling}, whitened" if each.spec.whitened else each.pooling,
             str(each.layer),
             *(percent(each.scores[task]) for task in tasks),
             percent(each.score),
@@ -175,3 +170,15 @@ def _print(candidates: "Sequence[Candidate]") -> None:
         for each in candidates
     ]
     print_table(columns, rows)
+
+
+def _compare(candidates: "Sequence[Candidate]") -> None:
+    """Say how the best does beside the model as it is."""
+    best = candidates[0]
+    unchanged = next(each for each in candidates if each.unchanged)
+    settings = f"{unchanged.prompt}, {unchanged.pooling}, layer {unchanged.layer}"
+    if best.unchanged:
+        note(f"The model's own settings are the best: {plain(settings)}")
+    else:
+        gain = 100 * (best.score - unchanged.score)
+        note(f"{gain:.1f} points above the model's own settings: {plain(settings)}")

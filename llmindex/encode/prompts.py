@@ -83,6 +83,11 @@ def resolve(name_or_template: str) -> str:
     raise UsageError(f'prompt template "{name_or_template}" does not contain {PLACE}')
 
 
+def name(template: str) -> str:
+    """The name of a template that has one, else the template: what :func:`resolve` takes."""
+    return next((name for name, known in PROMPTS.items() if known == template), template)
+
+
 def split(template: str) -> PromptParts:
     """Take a template apart around its one ``{text}``."""
     before, after = template.split(PLACE)

@@ -28,9 +28,10 @@ def test_table_best_first_and_the_winner(llmindex: Llmindex, data: Path, tiny_mo
     assert ended.code == 0
     head, *rows = ended.out.splitlines()
     assert head.split() == ["prompt", "pooling", "layer", "topics", "pairs", "mean"]
-    assert len(rows) == 8
+    assert len(rows) == 8 + 1
     means = [float(row.split()[-1]) for row in rows]
     assert means == sorted(means, reverse=True)
+    assert "the model's own settings: cluster, weighted_mean, layer -1" in ended.err
     assert ended.err.endswith(f"Wrote the best to {out}; use it with --model '{out}'\n")
     winner = Encoder.load(str(out)).spec
     assert rows[0].split()[1:3] == [winner.pooling, str(winner.layer)]
@@ -48,8 +49,10 @@ def test_json_and_a_template_with_a_comma(llmindex: Llmindex, data: Path, tiny_m
     )
     assert (ended.code, ended.err) == (0, "")
     found = [json.loads(line) for line in ended.out.splitlines()]
-    assert {each["prompt"] for each in found} == {"none", "eol", template}
-    assert set(found[0]) == {"prompt", "pooling", "layer", "score", "scores", "encoder"}
+    assert {each["prompt"] for each in found if not each["unchanged"]} == {"none", "eol", template}
+    assert [each["prompt"] for each in found if each["unchanged"]] == ["cluster"]
+    keys = {"prompt", "pooling", "layer", "whitened", "unchanged", "score", "scores", "encoder"}
+    assert set(found[0]) == keys
     assert list(found[0]["scores"]) == ["pairs"]
 
 
@@ -61,8 +64,8 @@ def test_json_and_a_template_with_a_comma(llmindex: Llmindex, data: Path, tiny_m
         (("topics.parquet", "--prompts", "elo"), 2, 'did you mean "eol"'),
         (("topics.parquet", "--layers", "1,x"), 2, "'1,x' is not a list of whole numbers"),
         (("topics.parquet", "--layers", ","), 2, "--layers names none"),
-        (("topics.parquet", "--pooling", "last"), 2, "name them with --poolings"),
-        (("topics.parquet", "--query-prompt", "none"), 2, "name them with --query-prompts"),
+        (("topics.parquet", "--pooling", "last"), 2, "--poolings"),
+        (("topics.parquet", "--query-prompt", "none"), 2, "--query-prompts"),
         (("topics.parquet", "-o", "encoder.toml"), 2, "does not end in .json"),
     ],
 )

@@ -18,7 +18,7 @@ from llmindex_training.evaluate_retrieval import evaluate_retrieval
 from llmindex_training.evaluate_sts import evaluate_sts
 from llmindex_training.evaluation_data import EvaluationSet, LabelledTexts, RetrievalSet, SentencePairs
 from llmindex_training.readings import Reader
-from llmindex_training.sweep import Grid, save_spec, sweep
+from llmindex_training.sweep import Candidate, Grid, save_spec, sweep
 
 TEXTS = [
     f"{'A story of cats' if n % 2 else 'The price of oil'} in {n * 37} words" + " and more" * (n % 5) for n in range(40)
@@ -33,6 +33,11 @@ PAIRS = SentencePairs("pairs", TEXTS[:20], TEXTS[5:25], np.random.default_rng(0)
 @pytest.fixture
 def options(tiny_model: Path) -> EncoderOptions:
     return EncoderOptions(model=str(tiny_model), device="cpu", dtype="float32")
+
+
+def tried(candidates: list[Candidate]) -> list[Candidate]:
+    """Those of the grid."""
+    return [each for each in candidates if not each.unchanged]
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
@@ -68,14 +73,15 @@ def test_the_layers_of_one_prompt_are_one_forward(options: EncoderOptions, monke
     calls: list[int] = []
     forward = Encoder.token_states
 
-    def counted(self: Encoder, tokens: object, batch: np.ndarray) -> object:
+    def counted(self: Encoder, tokens: object, batch: np.ndarray, **options: object) -> object:
         calls.append(len(batch))
-        return forward(self, tokens, batch)  # type: ignore[arg-type]
+        return forward(self, tokens, batch, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Encoder, "token_states", counted)
     grid = Grid(("none", "eol"), ("last", "mean", "max"), (-1, 1, 0))
-    assert len(sweep(options, [LABELLED], grid, seeds=1)) == 18
-    assert sum(calls) == 2 * len(TEXTS)
+    # The nineteenth is the model with its own settings.
+    assert len(sweep(options, [LABELLED], grid, seeds=1)) == 19
+    assert sum(calls) == 3 * len(TEXTS)
 
 
 def test_layers_above_the_highest_are_not_run(options: EncoderOptions) -> None:
@@ -98,7 +104,7 @@ def test_scores_are_those_of_the_evaluations(options: EncoderOptions, tiny_model
     sets: list[EvaluationSet] = [LABELLED, RETRIEVAL, PAIRS]
     grid = Grid(("none", "cluster"), ("eos", "mean"), (-1, 1), ("query", "none"))
     candidates = sweep(options, sets, grid, seeds=2)
-    assert len(candidates) == 16
+    assert len(candidates) == 16 + 1
     assert [each.score for each in candidates] == sorted((each.score for each in candidates), reverse=True)
     for each in candidates[::3]:
         encoder = Encoder.load(
@@ -123,23 +129,49 @@ def test_scores_are_those_of_the_evaluations(options: EncoderOptions, tiny_model
 
 
 def test_queries_get_the_prompt_unless_told_otherwise(options: EncoderOptions) -> None:
-    (candidate,) = sweep(options, [RETRIEVAL], Grid(("eol",), ("last",)), seeds=1)
+    (candidate,) = tried(sweep(options, [RETRIEVAL], Grid(("eol",), ("last",)), seeds=1))
     assert candidate.query_prompt == "eol"
     assert candidate.spec.query_prompt == candidate.spec.prompt
-    (candidate,) = sweep(options, [LABELLED], Grid(("eol",), ("last",), query_prompts=("none",)), seeds=1)
+    (candidate,) = tried(sweep(options, [LABELLED], Grid(("eol",), ("last",), query_prompts=("none",)), seeds=1))
     assert candidate.query_prompt is None
 
 
 def test_what_is_named_twice_is_tried_once(options: EncoderOptions) -> None:
-    assert len(sweep(options, [PAIRS], Grid(("none", "none"), ("mean", "mean"), (-1, 2, -1)))) == 1
+    assert len(tried(sweep(options, [PAIRS], Grid(("none", "none"), ("mean", "mean"), (-1, 2, -1))))) == 1
+
+
+@pytest.mark.parametrize("query_prompts", [("none",), ()])
+@pytest.mark.parametrize("sets", [[LABELLED, PAIRS], [RETRIEVAL, PAIRS]], ids=["no queries", "queries"])
+def test_the_models_own_settings_stand_in_the_table_once(
+    sets: list[EvaluationSet], query_prompts: tuple[str, ...], options: EncoderOptions
+) -> None:
+    found = sweep(options, sets, Grid(("cluster",), ("weighted_mean",), query_prompts=query_prompts), seeds=1)
+    (unchanged,) = (each for each in found if each.unchanged)
+    encoder = Encoder.from_options(options)
+    assert unchanged.spec == encoder.spec
+    assert unchanged.prompt == "cluster"
+    assert unchanged.scores["pairs"] == evaluate_sts(encoder, [PAIRS])[0].score
+    # By itself, an unadapted model asks without a prompt.
+    assert len(found) == (2 if sets[0] is RETRIEVAL and not query_prompts else 1)
+
+
+def test_a_whitening_counts_in_the_models_own_settings(tmp_path: Path) -> None:
+    options = EncoderOptions(device="cpu", dtype="float32")
+    found = sweep(options, [PAIRS], Grid(("topic_word",), ("suffix_mean",)), seeds=1)
+    assert [each.spec.whitened for each in found if each.unchanged] == [True]
+    assert [each.spec.whitened for each in found if not each.unchanged] == [False]
+    best = next(each for each in found if each.unchanged)
+    assert (best.prompt, best.pooling) == ("topic_word", "suffix_mean")
+    save_spec(best.spec, tmp_path / "encoder.json")
+    assert Encoder.load(str(tmp_path / "encoder.json"), device="cpu").spec == best.spec
 
 
 def test_progress_counts_every_forward(options: EncoderOptions) -> None:
     records: list[Progress] = []
     grid = Grid(("none", "eol"), ("eos", "mean"), (-1,), ("none",))
     sweep(options, [LABELLED, RETRIEVAL], grid, seeds=1, on_progress=records.append)
-    # Two forwards, as "eos" needs its own, of two prompts over 80 documents and of one over 10 queries.
-    assert records[-1].done == records[-1].total == 2 * (2 * 80 + 10)
+    # Two forwards, as "eos" needs its own, of two prompts over 80 documents and of one over 10 queries; and one more.
+    assert records[-1].done == records[-1].total == 2 * (2 * 80 + 10) + 90
     assert records[-1].tokens > 0
 
 
@@ -172,7 +204,7 @@ def test_a_dim_that_a_pooling_lacks(options: EncoderOptions) -> None:
 
 
 def test_the_winner_can_be_loaded(options: EncoderOptions, tmp_path: Path) -> None:
-    best, *_ = sweep(options, [PAIRS], Grid(("none", "eol"), ("last", "last_mean"), (-1, 1)))
+    best, *_ = tried(sweep(options, [PAIRS], Grid(("none", "eol"), ("last", "last_mean"), (-1, 1))))
     file = tmp_path / "encoder.json"
     save_spec(best.spec, file)
     loaded = Encoder.load(str(file), dtype="float32")
@@ -210,5 +242,5 @@ def test_reading_files_of_all_kinds(options: EncoderOptions, tmp_path: Path) -> 
     pairs = {"sentence1": TEXTS[:9], "sentence2": TEXTS[1:10], "score": list(range(9))}
     pq.write_table(pa.table(pairs), tmp_path / "p.parquet")
     sets = [read_any(tmp_path / "l.parquet"), read_any(tmp_path / "p.parquet")]
-    (candidate,) = sweep(options, sets, Grid(("none",), ("mean",)), seeds=1)
+    (candidate,) = tried(sweep(options, sets, Grid(("none",), ("mean",)), seeds=1))
     assert set(candidate.scores) == {"l", "p"}

@@ -2,6 +2,9 @@
 
 A prompt changes what the model reads, so each prompt is a forward over the texts; poolings and layers are read off
 that forward. A candidate's score is that of the encoder of its spec, as the evaluation commands would measure it.
+
+The encoder that the model is by itself, with the settings and the whitening that it was adapted with, is measured too:
+a sweep that does not beat it is no reason to change anything.
 """
 
 import json
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from llmindex.encode import prompts
+from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.encode.spec import POOLINGS, EncoderSpec, Pooling
 from llmindex.errors import UsageError
@@ -71,6 +75,7 @@ class Candidate:
         score: mean over the tasks.
         scores: by task: V-measure, nDCG@10 or Spearman's correlation, 1 is perfect.
         spec: the encoder that it is.
+        unchanged: whether that is what the model is by itself, without any of the options of a grid.
     """
 
     prompt: str
@@ -80,6 +85,7 @@ class Candidate:
     score: float
     scores: Mapping[str, float]
     spec: EncoderSpec
+    unchanged: bool = False
 
 
 def sweep(
@@ -90,7 +96,7 @@ def sweep(
     seeds: int = SEEDS,
     on_progress: ProgressCallback | None = None,
 ) -> list[Candidate]:
-    """Score all combinations on all sets, the best first.
+    """Score all combinations, and the model unchanged, on all sets, the best first.
 
     Args:
         options: the model, and all that is not in the grid; its prompts, pooling and layer are not looked at.
@@ -133,9 +139,11 @@ class _Sweep:
         """By prompt, set and reading."""
         self.scores: dict[tuple[str, str | None, Read], dict[str, float]] = {}
         self.specs: dict[tuple[str, Read], EncoderSpec] = {}
+        self.unchanged = _unchanged(options)
         self.encode = Encoding(self._texts(), on_progress)
 
     def run(self) -> list[Candidate]:
+        unchanged = self._score_unchanged()
         for prompt in self.grid.query_prompts if self.retrieval else ():
             for reader in self._readers(prompt):
                 self._forward_queries(prompt, reader)
@@ -145,7 +153,10 @@ class _Sweep:
                     self._forward_queries(prompt, reader)
                 for each in self.sets:
                     self._score(prompt, each, reader)
-        return sorted((self._candidate(*key) for key in self.scores), key=lambda candidate: -candidate.score)
+        # Whoever named its settings in the grid sees it once.
+        found = [self._candidate(*key) for key in self.scores]
+        tried = [each for each in found if not self._same(each.spec, unchanged.spec)]
+        return sorted([unchanged, *tried], key=lambda candidate: -candidate.score)
 
     def _texts(self) -> int:
         """Texts that go through the model."""
@@ -153,7 +164,34 @@ class _Sweep:
         queries = sum(len(each.queries) for each in self.retrieval)
         asked = self.grid.query_prompts or self.grid.prompts
         forwards = len(_forwards(self.grid.poolings))
-        return forwards * (len(self.grid.prompts) * documents + len(asked) * queries)
+        return forwards * (len(self.grid.prompts) * documents + len(asked) * queries) + documents + queries
+
+    def _score_unchanged(self) -> Candidate:
+        encoder, spec, scores = self.unchanged, self.unchanged.spec, {}
+        for each in self.sets:
+            if isinstance(each, RetrievalSet):
+                queries = self.encode(encoder, each.queries, "query")
+                scores[each.name] = retrieval_measures(queries, self.encode(encoder, each.documents), each)[0].score
+            elif isinstance(each, LabelledTexts):
+                scores[each.name] = kmeans_v_measure(self.encode(encoder, each.texts), each, self.seeds)
+            else:
+                first, second = (self.encode(encoder, side) for side in (each.first, each.second))
+                scores[each.name] = sts_measure(first, second, each).score
+        del self.unchanged, encoder  # one model at a time is enough to hold
+        return Candidate(
+            prompt=prompts.name(spec.prompt),
+            query_prompt=prompts.name(spec.query_prompt) if self.retrieval else None,
+            pooling=spec.pooling,
+            layer=spec.layer,
+            score=float(np.mean(list(scores.values()))),
+            scores=scores,
+            spec=spec,
+            unchanged=True,
+        )
+
+    def _same(self, spec: EncoderSpec, other: EncoderSpec) -> bool:
+        """Whether two encoders give the same scores: without queries, their prompt makes no difference."""
+        return spec == other or (not self.retrieval and replace(spec, query_prompt=other.query_prompt) == other)
 
     def _readers(self, prompt: str) -> Iterator[Reader]:
         """A model for each way that the prompt is tokenised; one at a time."""
@@ -198,6 +236,15 @@ class _Sweep:
         # The longer of two prompts decides how much room a text has.
         spec = replace(spec, query_prompt=asked.prompt, max_tokens=min(spec.max_tokens, asked.max_tokens))
         return Candidate(prompt, query_prompt, *read, float(np.mean(list(scores.values()))), scores, spec)
+
+
+def _unchanged(options: EncoderOptions) -> Encoder:
+    """The model by itself; vectors of its own that are shorter than what is asked of the others stay as they are."""
+    itself = replace(options, prompt=None, query_prompt=None, pooling=None, layer=None, dim=None)
+    encoder = Encoder.from_options(itself)
+    if options.dim is None or options.dim >= encoder.spec.dim:
+        return encoder
+    return Encoder.from_options(replace(itself, dim=options.dim))
 
 
 def _forwards(poolings: Sequence[Pooling]) -> list[tuple[Pooling, ...]]:
