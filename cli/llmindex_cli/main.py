@@ -148,8 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _report(error)
     finally:
-        if argv is None:
+        if argv is None and "duckdb" not in sys.modules:
             # The process ends now. Its end would look for garbage among all that torch has brought: another second.
+            # duckdb counts what nobody has collected then, and lists it on standard error.
             gc.freeze()
 
 

@@ -125,6 +125,13 @@ def test_among_some_documents(arguments: tuple[str, str], llmindex: Llmindex, bu
     assert ids(ended.out) == [each for each in everything if 20 <= int(each[4:]) <= 50][:10]
 
 
+@pytest.mark.parametrize(("where", "lines"), [("year > 20", 0), ("yeer > 20", 1)])
+def test_a_process_says_nothing_else_about_a_condition(where: str, lines: int, process: Llmindex, built: Path) -> None:
+    ended = process("similar", "doc-3", "-i", built, "--where", where)
+    assert ended.code == (2 if lines else 0)
+    assert len(ended.err.splitlines()) == lines
+
+
 def test_no_document_qualifies(llmindex: Llmindex, built: Path) -> None:
     ended = llmindex("search", "goal", "-i", built, "--where", "year > 1000")
     assert (ended.code, ended.out, ended.err) == (0, "", 'No hits for "goal" where year > 1000.\n')
