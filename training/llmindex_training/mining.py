@@ -46,7 +46,7 @@ class MiningReport:
         with_negative: pairs that got at least one.
         without: pairs that got none.
         held_back: documents among the nearest that were too near to be surely negative.
-        positive_score: mean score between a text and its positive; None without pairs.
+        positive_score: mean score between a text and its positive, over the pairs that got a negative; None without.
         negative_score: mean score between a text and its negatives; None where there are none.
         seconds: of the whole call.
     """
@@ -192,6 +192,7 @@ class _Miner:
         pair_rows: list[int] = []
         chosen: list[str | None] = []
         scores: list[float] = []
+        mined = np.zeros(len(texts), np.bool_)
         for pair in range(len(texts)):
             own = {_same(texts[pair]), _same(positives[pair])}
             limit = float(positive_scores[pair]) - self.margin
@@ -200,10 +201,11 @@ class _Miner:
             pair_rows += [pair] * max(1, len(picked))
             chosen += [text for text, _ in picked] or [None]
             scores += [score for _, score in picked]
-            self.without += not picked
+            mined[pair] = bool(picked)
         self.pairs += len(texts)
         self.rows += len(chosen)
-        self.positive_scores.add(positive_scores)
+        self.without += int((~mined).sum())
+        self.positive_scores.add(positive_scores[mined])
         self.negative_scores.add(np.array(scores, np.float32))
         return table.take(pa.array(pair_rows, pa.int64())).append_column(_NEGATIVE, pa.array(chosen, pa.string()))
 
