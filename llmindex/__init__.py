@@ -44,6 +44,10 @@ _PLACES = {
 __all__ = [*_PLACES, "__version__"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name not in _PLACES:
         raise AttributeError(f"module 'llmindex' has no attribute {name!r}")

@@ -163,7 +163,10 @@ def _print(clustering: "Clustering", store: "VectorStore") -> None:
         say("")
     noise = int((clustering.labels == -1).sum())
     # Of the documents in clusters, those that HDBSCAN itself called noise.
-    placed = f", {clustering.assigned_share:.1%} placed by their neighbours" if clustering.assigned_share else ""
+    share = clustering.assigned_share
+    placed = (
+        f", {round(share * len(clustering.labels)):,} more ({share:.1%}) placed by their neighbours" if share else ""
+    )
     step = clustering.placement.step
     if step > 1:
         placed += f", 1 in {step} clustered and the others joined to these"

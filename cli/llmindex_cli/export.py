@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from llmindex_cli.console import plain, print_json, say, size
+from llmindex_cli.console import note, plain, print_json, say, size
 from llmindex_cli.options import Command, ModelType, json_option, runtime_options
 from llmindex_cli.progress import progress
 
@@ -58,3 +58,4 @@ def command(model: str, output: Path, to: Any, overwrite: bool, as_json: bool, r
             f"{plain(str(output))}: for {report.to}, vectors of {report.dim:,} values, {report.dtype}, "
             f"{size(report.bytes)}; cosine to this encoder at least {report.cosine:.6f} on {report.texts} texts"
         )
+        note(f"The lines of Python that load it are in {plain(str(output / 'README.md'))}.")

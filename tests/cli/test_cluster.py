@@ -29,11 +29,11 @@ def test_table_and_files(llmindex: Llmindex, index: Path, tmp_path: Path) -> Non
 def test_the_summary_says_how_many_followed_their_neighbours(llmindex: Llmindex, index: Path) -> None:
     options = ("-q", "cluster", "-i", index, "--min-samples", "10")
     alone = llmindex(*options, "--no-assign-noise").out
-    noise = re.search(r"; noise \d+ documents \((.+%)\); ", alone)
+    noise = re.search(r"; noise (\d+) documents \((.+%)\); ", alone)
     assert noise
     assert "placed" not in alone
     everyone = llmindex(*options, "--assign-distance", "2").out
-    assert f"; noise 0 documents (0.0%), {noise[1]} placed by their neighbours; " in everyone
+    assert f"; noise 0 documents (0.0%), {noise[1]} more ({noise[2]}) placed by their neighbours; " in everyone
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

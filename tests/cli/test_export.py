@@ -20,7 +20,8 @@ def encoder(tiny_model: Path, tmp_path: Path) -> Path:
 def test_for_people_and_programs(llmindex: Llmindex, encoder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     ended = llmindex("export", encoder, "-o", out)
-    assert (ended.code, ended.err) == (0, "")
+    assert (ended.code, ended.err) == (0, f"The lines of Python that load it are in {out / 'README.md'}.\n")
+    assert (out / "README.md").is_file()
     assert ended.out.startswith(f"{out}: for sentence-transformers, vectors of 32 values, float32, ")
     assert "on 11 texts" in ended.out
     ended = llmindex(

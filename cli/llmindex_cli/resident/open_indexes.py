@@ -89,7 +89,7 @@ class OpenIndexes:
         return {
             "model": self._spec.adapter or self._spec.backbone if self._spec and loaded else None,
             "device": str(self._encoder.placement) if self._encoder else None,
-            "indexes": [str(Path(cwd, index)) for cwd, index in list(self._open)],
+            "indexes": list(dict.fromkeys(os.path.normpath(Path(cwd, index)) for cwd, index in list(self._open))),
         }
 
     def _answer(self, request: Message, searcher: "Searcher") -> Message:
