@@ -122,7 +122,10 @@ def retrieval(
     as_json: bool,
     encoder: dict[str, Any],
 ) -> None:
-    """Ask the queries of each FOLDER for its documents: corpus.parquet, queries.parquet, qrels.parquet.
+    """Ask the queries of each FOLDER for its documents.
+
+    It holds corpus.parquet (columns id, text, and title if there is one), queries.parquet (id, text) and
+    qrels.parquet (query_id, doc_id, score: above 0 for a document that answers the query).
 
     Queries get the query prompt, documents theirs, a title before its text. Search is exact, unless an index is given.
     MRR looks at the first 100 hits.

@@ -96,7 +96,7 @@ def command(
     if report.complete_before:
         note("This run was complete already; start it afresh with --overwrite, or train into another folder with -o.")
     _print(report)
-    note(f"Next: llmindex build corpus.parquet -o adapted.llmindex --model {shlex.quote(str(report.adapter))}")
+    note(f"Next: llmindex build CORPUS -o adapted.llmindex --model {shlex.quote(str(report.adapter))}")
 
 
 def _score(files: tuple[Path, ...]) -> "ClusteringScore":

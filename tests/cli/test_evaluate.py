@@ -91,7 +91,7 @@ def test_retrieval_and_its_index(llmindex: Llmindex, data: Path, tiny_model: Pat
         (("clustering", "one.parquet"), 1, "has one class only"),
         (("clustering", "missing.parquet"), 1, "there is no file missing.parquet"),
         (("clustering", "set"), 1, "set is a folder; name a Parquet file"),
-        (("retrieval", "topics.parquet"), 1, "there is no file topics.parquet/corpus.parquet"),
+        (("retrieval", "topics.parquet"), 1, "there is no folder topics.parquet; name one that holds corpus.parquet"),
         (("sts", "topics.parquet"), 1, 'has no column "sentence1"'),
         (("retrieval", "set", "-i", "nowhere.llmindex"), 1, "nowhere.llmindex"),
         (("retrieval", "set", "-i", "x.llmindex", "--pooling", "last"), 2, "leave out --pooling"),

@@ -43,7 +43,7 @@ def test_a_run_for_people(process: Llmindex, llmindex: Llmindex, here: Path, mon
     assert "tokens/s" in out[9]
     assert out[10].startswith("took        ")
     said = ended.err.splitlines()[-1]
-    assert said == "Next: llmindex build corpus.parquet -o adapted.llmindex --model 'my run/adapter'"
+    assert said == "Next: llmindex build CORPUS -o adapted.llmindex --model 'my run/adapter'"
     # The adapter stands on its own, from any folder.
     assert Encoder.load(str(here / "my run" / "adapter")).encode(["a"]).shape == (1, 32)
 

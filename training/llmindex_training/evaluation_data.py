@@ -182,6 +182,8 @@ def read_retrieval(folder: Path, *, name: str | None = None, sample: int | None 
         CorpusError: a file cannot be read or lacks a column, an id comes twice, a judgement names an unknown query
             or document, or no document is relevant.
     """
+    if not folder.is_dir():
+        raise CorpusError(f"there is no folder {folder}; name one that holds {', '.join(RETRIEVAL_FILES)}")
     corpus, queries, qrels = (folder / file for file in RETRIEVAL_FILES)
     table = _read(corpus)
     texts = _strings(table, TEXT, corpus)
