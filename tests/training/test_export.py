@@ -1,6 +1,8 @@
 """Exports: other tools, loading the folder as their users would, give the encoder's vectors, or nothing is left."""
 
+import fcntl
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -261,6 +263,25 @@ def test_two_exports_at_once(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
     export(options, out, overwrite=True)
     assert json.loads((out / EXPORT_RECORD).read_text())["to"] == "sentence-transformers"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_killed_exports_left_is_removed(tiny_model: Path, tmp_path: Path) -> None:
+    options, out = options_of(tiny_model, prompt="cluster", pooling="last"), tmp_path / "out"
+    left, alive, fresh, old = (
+        tmp_path / f".out.making-{name}" for name in ("l3ft0000", "al1ve000", "fre_h000", "x-old")
+    )
+    for folder in (left, alive, fresh, old):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        if folder != fresh:
+            os.utime(folder, (0, 0))
+    held = os.open(alive, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    export(options, out, "transformers")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", alive.name, fresh.name, old.name}
+    os.close(held)
+    export(options, out, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", fresh.name, old.name}
 
 
 def test_an_export_onto_its_own_input(tiny_model: Path, tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ the vectors that the encoder gives, for queries and for documents, long ones inc
 when it has passed.
 """
 
+import fcntl
+import glob
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -37,6 +40,11 @@ Target = Literal["sentence-transformers", "transformers"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 PARITY = 0.9999
+
+# Characters that mkdtemp adds to a prefix.
+_RANDOM = 8
+# Seconds after which a folder that nobody holds is nobody's.
+_SETTLED = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +285,11 @@ def _appearing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     Of two at once the later one finds the place taken, as if it had begun after the other.
     """
     make_folder(folder.parent)
+    prefix = f".{folder.name}.making-"
+    _remove_leftovers(folder.parent, prefix)
     try:
-        making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.making-", dir=folder.parent))
+        making = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+        held = _hold(making)
     except OSError as error:
         raise storage_error(folder, error) from error
     try:
@@ -294,6 +305,33 @@ def _appearing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         raise storage_error(folder, error) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
+        os.close(held)
+
+
+def _hold(folder: Path) -> int:
+    """Lock a folder until the descriptor is closed or the process ends.
+
+    Raises:
+        OSError: another process has it, or the disk refused.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove what exports to this place left when they were killed: nobody holds it."""
+    for leftover in parent.glob(f"{glob.escape(prefix)}{'?' * _RANDOM}"):
+        with suppress(OSError):
+            held = _hold(leftover)
+            # One that has just been made may be about to be held.
+            if time.time() - leftover.stat().st_mtime > _SETTLED:
+                shutil.rmtree(leftover, ignore_errors=True)
+            os.close(held)
 
 
 def _replace(folder: Path, made: Path) -> None:
