@@ -15,6 +15,7 @@ import pytest
 from llmindex.encode import embedded, models
 from llmindex.encode.encoder import Encoder
 from llmindex.errors import ModelError
+from tests.test_adapter import make_adapter
 
 needs_default = pytest.mark.skipif(embedded.find_gguf() is None, reason=f"default model: {embedded.INSTALL}")
 
@@ -136,6 +137,15 @@ def test_a_damaged_folder_is_refused_in_one_line(tiny_model: Path, tmp_path: Pat
     with pytest.raises(ModelError, match=said) as caught:
         Encoder.load(str(folder), device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_near_an_adapter_says_what_is_meant(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "run" / "adapter")
+    with pytest.raises(ModelError, match=r'no config\.json; name the adapter in it, ".*run/adapter"$'):
+        models.locate(str(tmp_path / "run"))
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ModelError, match=r"it is an adapter's that has lost its adapter_config\.json$"):
+        models.locate(str(folder))
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./nothing", "bad name!", ""])

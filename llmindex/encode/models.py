@@ -267,7 +267,7 @@ def _identity(folder: Path) -> str:
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise ModelError(f'"{folder}" is not a model folder: it has no config.json')
+        raise ModelError(f'"{folder}" is not a model folder: it has no config.json{_what_was_meant(folder)}')
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(f'model "{folder}" has no safetensors weights (other formats can run code and are not read)')
@@ -286,6 +286,15 @@ def _identity(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f'model "{folder}" is damaged: {one_line(error)}') from error
     return digest.hexdigest()
+
+
+def _what_was_meant(folder: Path) -> str:
+    """What a folder without a config.json is instead, where that can be told; else empty."""
+    if (folder / adapter.WEIGHTS_NAME).is_file():
+        return f"; it is an adapter's that has lost its {adapter.CONFIG_NAME}"
+    if adapter.is_adapter(folder / "adapter"):
+        return f'; name the adapter in it, "{folder / "adapter"}"'
+    return ""
 
 
 def _tensor_samples(file: Path) -> Iterator[bytes]:
