@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from llmindex.corpus import Corpus, CorpusOptions, Position
 from llmindex.corpus.discovery import STDIN
+from llmindex.encode import helpers
 from llmindex.encode.encoder import Encoder
+from llmindex.encode.helpers import Helpers
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import BuildInterrupted, CorpusError, MissingPackage, SpecMismatch, UsageError, reindex_command
 from llmindex.index import building, faiss_index, forecast, planner
@@ -145,7 +147,7 @@ def build(
     _check_options(listed, factory, recall, memory)
     with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
         path = Path(index) if index is not None else Path(f"{opened.name}.llmindex")
-        model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
+        model = helpers.load(encoder)
         if not _is_complete(path, overwrite):
             _check_index(opened, model.spec.dim, factory, recall, memory, on_progress)
         next(opened.windows(1))  # a corpus without any usable row must not leave an empty index, nor replace one
@@ -155,7 +157,8 @@ def build(
             added = 0
             try:
                 if not complete:
-                    added = _encode(opened, model, writer, seconds, on_progress)
+                    with helpers.beside(encoder, model) as helping:
+                        added = _encode(opened, model, helping, writer, seconds, on_progress)
                 del model  # its memory is the index's now, unless the caller keeps it
                 indexing = time.perf_counter()
                 record = _index(path, writer, factory, recall, memory, on_progress)
@@ -196,7 +199,7 @@ def plan(
     listed = _listed(sources)
     _check_options(listed, factory, recall, memory)
     with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
-        model = encoder if isinstance(encoder, Encoder) else Encoder.from_options(encoder or EncoderOptions())
+        model = helpers.load(encoder)
         dim = model.spec.dim
         if factory is not None:
             planner.check_factory(factory, dim)
@@ -222,7 +225,7 @@ def plan(
             bad_rows=bad_rows,
             tokens=tokens,
             truncated=truncated,
-            seconds=tokens / speed,
+            seconds=tokens / speed / len(helpers.devices(encoder)),
             index_seconds=forecast.seconds_of(planned),
             disk_bytes=stored + footprint.file + content // 2,  # zstd halves text, or better
             memory_bytes=model.memory_bytes + max(footprint.build, stored // max(1, documents) * SHARD_ROWS),
@@ -265,12 +268,13 @@ def _check_index(
 def _encode(
     corpus: Corpus,
     encoder: Encoder,
+    helping: Helpers | None,
     writer: VectorWriter,
     seconds: dict[str, float],
     on_progress: ProgressCallback | None,
 ) -> int:
     stored = writer.manifest.corpus
-    pipeline = Pipeline(corpus, encoder, writer, on_progress)
+    pipeline = Pipeline(corpus, encoder, writer, on_progress, helping)
     try:
         pipeline.run(Position(stored.source_rows, stored.bad_rows), _stored_ids(writer.path))
     finally:

@@ -4,18 +4,27 @@ A reader thread reads and tokenises the next windows while the caller's thread r
 stores what came out. Queues between them are short, so memory does not depend on the corpus. The model stays in the
 caller's thread, where Ctrl-C arrives: whatever happens there or in another thread, all windows that the model has
 finished are committed before the error goes on to the caller.
+
+With several devices, :class:`~llmindex.encode.helpers.Helpers` take windows, too. Whoever is done first, windows are
+stored in their order.
 """
 
 import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from llmindex.corpus import Corpus, Position, Window
+from llmindex.encode import helpers
 from llmindex.encode.encoder import Encoder
+from llmindex.encode.helpers import Helpers
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Tokens, Vectors
 from llmindex.store.manifest import EncoderRecord
@@ -32,12 +41,25 @@ _GPU_WINDOW_ROWS = 4096
 _CHECKPOINT_SECONDS = 30.0
 _QUEUE_LENGTH = 2
 _SELF_CHECK_MINIMUM = 0.99
+# Windows that may wait for one before them, which a slower device still has.
+_MOST_AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokenised:
     window: Window
     tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    item: _Tokenised
+    vectors: "Future[Vectors]"
+    reported: bool
+
+    def is_sound(self) -> bool:
+        """Whether it has been encoded."""
+        return self.vectors.done() and not self.vectors.cancelled() and self.vectors.exception() is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +80,7 @@ class Pipeline:
 
     Attributes:
         seconds: busy seconds of each stage: "read", "encode", "write".
+        helpers: what encodes beside the encoder, on other devices.
         added: documents encoded and handed to the writer by this run.
         tokens: model tokens of this run.
     """
@@ -66,9 +89,11 @@ class Pipeline:
     encoder: Encoder
     writer: VectorWriter
     on_progress: ProgressCallback | None = None
+    helpers: Helpers | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "write": 0.0})
     added: int = 0
     tokens: int = 0
+    _fresh: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _failure: BaseException | None = None
     _writer_works: bool = True
@@ -84,13 +109,21 @@ class Pipeline:
         encoded: queue.Queue[_Encoded | None] = queue.Queue(_QUEUE_LENGTH)
         reader = self._thread("reader", lambda: self._read(tokenised, start, known_ids))
         writer = self._thread("writer", lambda: self._write(encoded))
+        windows: deque[_Started] = deque()
         try:
             while (item := self._get(tokenised)) is not None:
-                self._put(encoded, self._encode(item, before))
+                windows.append(self._start(item, before))
+                while windows and (windows[0].vectors.done() or len(windows) > _MOST_AHEAD):
+                    self._put(encoded, self._encoded(windows.popleft(), before))
+            while windows:
+                self._put(encoded, self._encoded(windows.popleft(), before))
         except _Stopped:
             pass  # another thread failed; its error is raised below
         except BaseException as error:
             self._failure = self._failure or error
+            with suppress(_Stopped):
+                while windows and windows[0].is_sound():
+                    self._put(encoded, self._encoded(windows.popleft(), before))
         finally:
             self._finish(encoded, writer)
             self._stop.set()
@@ -126,26 +159,37 @@ class Pipeline:
             self._put(tokenised, item)
         self._put(tokenised, None)
 
-    def _encode(self, item: _Tokenised, before: int) -> _Encoded:
-        done = 0
-
-        def report(texts: int, tokens: int) -> None:
-            nonlocal done
-            done += texts
-            self.tokens += tokens
-            if self.on_progress is not None:
-                total = self.corpus.rows - sum(item.window.position.bad_rows.values())
-                fresh = self.added + done
-                self.on_progress(Progress("encode", before + fresh, total, tokens=self.tokens, fresh=fresh))
-
+    def _start(self, item: _Tokenised, before: int) -> _Started:
+        """Have a window encoded by a helper that has time, else here and now."""
+        future = self.helpers.start(item.tokens) if self.helpers is not None else None
+        if future is not None:
+            return _Started(item, future, reported=False)
         started = time.perf_counter()
-        vectors = self.encoder.forward(item.tokens, on_tokens=report)
+        made: Future[Vectors] = Future()
+        made.set_result(self.encoder.forward(item.tokens, on_tokens=partial(self._report, item, before)))
+        self.seconds["encode"] += time.perf_counter() - started
+        return _Started(item, made, reported=True)
+
+    def _encoded(self, window: _Started, before: int) -> _Encoded:
+        """A window with its vectors, which are waited for if need be."""
+        started = time.perf_counter()
+        item, vectors = window.item, helpers.result(window.vectors)
+        if not window.reported:
+            self._report(item, before, len(item.tokens), int(item.tokens.offsets[-1]))
         check = None
         if before + self.added == 0 and len(item.tokens):
             check = self.encoder.self_check(item.tokens, vectors)
-        self.added += done
+        self.added += len(item.tokens)
         self.seconds["encode"] += time.perf_counter() - started
         return _Encoded(item.window, item.tokens, vectors, check)
+
+    def _report(self, item: _Tokenised, before: int, texts: int, tokens: int) -> None:
+        self._fresh += texts
+        self.tokens += tokens
+        if self.on_progress is not None:
+            total = self.corpus.rows - sum(item.window.position.bad_rows.values())
+            done = before + self._fresh
+            self.on_progress(Progress("encode", done, total, tokens=self.tokens, fresh=self._fresh))
 
     def _write(self, encoded: "queue.Queue[_Encoded | None]") -> None:
         committed = time.perf_counter()

@@ -21,7 +21,7 @@ LAYERS = (
     (
         "encode",
         "__init__ spec prompts batching pooling embedded device adapter whitening models settings tokenizer packing "
-        "decoder family llama backbone loading encoder",
+        "decoder family llama backbone loading encoder helpers",
     ),
     ("store", "files manifest shard pages reader where values writer verify"),
     ("index", "footprint planner neighbors recall rescore filtered faiss_index effort lists building forecast search"),

@@ -103,7 +103,7 @@ class DeviceType(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
         """Check the form; whether there is such a device is for torch to say."""
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        if not re.fullmatch(r"auto|mps|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*", value):
             self.fail(f"'{value}' is none of auto, cpu, cuda, cuda:1, mps.", param, ctx)
         return str(value)
 
@@ -299,6 +299,12 @@ RUNTIME_OPTIONS: list[NamedOption] = [
         show_default=True,
         help="What the model computes in.",
     ),
-    encoder_option("device", type=DeviceType(), default="auto", show_default=True, help="Where the model runs."),
+    encoder_option(
+        "device",
+        type=DeviceType(),
+        default="auto",
+        show_default=True,
+        help="Where the model runs; a build takes several, cuda:0,cuda:1.",
+    ),
     encoder_option("trust_remote_code", is_flag=True, help="Run Python code that comes with the model."),
 ]

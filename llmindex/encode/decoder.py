@@ -5,7 +5,7 @@ out, that it looks ahead or does not.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -41,6 +41,9 @@ class Decoder(ABC):
 
         Padding's states mean nothing, nor do those that ``read_BT``, if given, does not ask for.
         """
+
+    def share(self, beginning: Sequence[int]) -> None:  # noqa: B027 - most decoders make nothing of it
+        """Hear of tokens that many rows will begin with, a prompt's; they may be computed once for all of these."""
 
     @property
     @abstractmethod

@@ -64,6 +64,23 @@ def resolve(device: str = "auto", dtype: str = "auto") -> Placement:
     return placement
 
 
+def split(names: str) -> list[str]:
+    """The devices of a list such as "cuda:0,cuda:1"; most often one.
+
+    Raises:
+        UsageError: one of several is not there, or they are not of one kind.
+    """
+    listed = [name.strip() for name in names.split(",")]
+    if len(listed) > 1 and len({_device(name).type for name in listed}) > 1:
+        raise UsageError(f'devices "{names}" are of several kinds, which do not give the same bits; name those of one')
+    return listed
+
+
+def share_threads(processes: int) -> None:
+    """Give torch its part of the processors, where so many processes compute side by side."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """A dtype as the command line spells it."""
     return str(dtype).removeprefix("torch.")
@@ -118,6 +135,8 @@ def side_by_side(jobs: int) -> Iterator[Callable[[Job], Job]]:
 
 
 def _device(name: str) -> torch.device:
+    if "," in name:
+        raise UsageError(f'devices "{name}": only a build encodes on several; name one')
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

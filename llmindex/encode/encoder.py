@@ -52,6 +52,7 @@ class Encoder:
         placement: device, dtype and batch size.
         decoder: gives the token states.
         whitening: what follows the pooling, or None.
+        memory_bytes: memory of the model's weights.
     """
 
     def __init__(
@@ -66,13 +67,15 @@ class Encoder:
         self.placement = placement
         self._tokenizer = tokenizer
         self.decoder = decoder
-        self._bytes = decoder.bytes
+        self.memory_bytes = decoder.bytes
         self.whitening = whitening.to(placement.device) if whitening else None
         self._budget = placement.token_budget
         self._parts = {
             "document": _wrapping(tokenizer, spec.prompt, spec.pooling),
             "query": _wrapping(tokenizer, spec.query_prompt, spec.pooling),
         }
+        for prefix, _, _ in self._parts.values():
+            decoder.share(prefix)
 
     @classmethod
     def load(cls, model: str = models.DEFAULT, **options: object) -> "Encoder":
@@ -190,11 +193,6 @@ class Encoder:
     def dtype(self) -> str:
         """Name of the dtype the model runs in."""
         return device.dtype_name(self.placement.dtype)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Memory of the model's weights."""
-        return self.decoder.bytes
 
     def tokenize(self, texts: Sequence[str], *, role: Role = "document") -> Tokens:
         """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut.
@@ -333,7 +331,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _forward_batch(self, tokens: Tokens, batch: NDArray[np.int64]) -> Tensor:
-        small = int(tokens.lengths[batch].sum()) * self._bytes < _TOO_SMALL_TO_SHARE
+        small = int(tokens.lengths[batch].sum()) * self.memory_bytes < _TOO_SMALL_TO_SHARE
         with device.one_thread() if small and self.placement.device.type == "cpu" else nullcontext():
             return self.embed(tokens, batch)
 

@@ -32,7 +32,7 @@ class EncoderOptions:
         max_tokens: tokens of each text that are kept.
         dim: cut the vectors to their first ``dim`` values (Matryoshka).
         dtype: "auto", "float32", "bfloat16" or "float16".
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps"; for a build also several, "cuda:0,cuda:1".
         trust_remote_code: run the Python files that come with the model.
         engine: "transformers" has transformers compute every model, which training and analyses need; "auto" leaves it
             those that we do not compute ourselves.

@@ -230,3 +230,16 @@ def test_a_second_build_is_refused(tiny_model: Path, tmp_path: Path, llmindex: L
     assert ended.err == (
         f"Error: {tmp_path / 'c.llmindex'} is being written by process {running.pid}; wait for it or stop it\n"
     )
+
+
+def test_several_devices(
+    llmindex: Llmindex, process: Llmindex, documents: Path, tiny_model: Path, index: Path, tmp_path: Path
+) -> None:
+    ended = process("build", documents, "-o", tmp_path / "i", "--model", tiny_model, "--device", "cpu,cpu")
+    assert ended.code == 0, ended.err
+    shards = [sorted((path / "vectors").iterdir()) for path in (index, tmp_path / "i")]
+    assert [path.read_bytes() for path in shards[0]] == [path.read_bytes() for path in shards[1]]
+    for command in (["search", "x", "-i", str(index)], ["encode", str(documents), "-o", str(tmp_path / "v.npy")]):
+        refused = llmindex(*command, "--device", "cpu,cpu")
+        assert (refused.code, refused.out) == (2, "")
+        assert "only a build encodes on several; name one" in refused.err

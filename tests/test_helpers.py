@@ -1,0 +1,159 @@
+"""Builds on several devices: the same bytes as on one, and nothing lost when a helper fails or dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llmindex
+from llmindex import Encoder
+from llmindex.encode import device, helpers
+from llmindex.encode.helpers import Helpers
+from llmindex.encode.settings import EncoderOptions
+from llmindex.errors import LlmindexError, ModelError, SpecMismatch, UsageError
+from llmindex.pipeline import Pipeline
+from llmindex.progress import Progress
+from llmindex.store.verify import verify
+from tests.test_builder import contents, write_corpus
+
+TEXTS = ["fox", "the quick brown fox", "a vector index"]
+
+
+def options(model: Path, devices: str) -> EncoderOptions:
+    return EncoderOptions(str(model), device=devices, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Path) -> Encoder:
+    return Encoder.from_options(options(tiny_model, "cpu"))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "docs.parquet", 3000)
+
+
+def test_two_processes_make_the_index_that_one_makes(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_helpers = 0
+    encoded = Pipeline._encoded
+
+    def counting(self: Pipeline, window: object, before: int) -> object:
+        nonlocal by_helpers
+        by_helpers += not window.reported  # type: ignore[attr-defined]
+        return encoded(self, window, before)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pipeline, "_encoded", counting)
+    llmindex.build(corpus, tmp_path / "one", encoder=options(tiny_model, "cpu"))
+    assert by_helpers == 0
+    steps: list[Progress] = []
+    report = llmindex.build(corpus, tmp_path / "two", encoder=options(tiny_model, "cpu,cpu"), on_progress=steps.append)
+    assert by_helpers >= 2
+    assert report.added == report.documents == 2880
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert [step.done for step in steps if step.stage == "encode"][-1] == 2880
+    assert report.tokens == max(step.tokens or 0 for step in steps if step.stage == "encode")
+
+
+def test_helpers_give_the_vectors_of_the_encoder(encoder: Encoder) -> None:
+    tokens = encoder.tokenize(TEXTS)
+    team = Helpers(encoder.spec, ["cpu"], dtype="float32")
+    try:
+        first, second = team.start(tokens), team.start(tokens)
+        assert first is not None
+        assert second is not None
+        assert team.start(tokens) is None or first.done()  # both its places are taken
+        np.testing.assert_array_equal(helpers.result(first), encoder.forward(tokens))
+        np.testing.assert_array_equal(helpers.result(second), encoder.forward(tokens))
+    finally:
+        team.close()
+
+
+def test_a_helper_that_cannot_load_says_why(encoder: Encoder, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    changed = type(encoder.spec).from_json(encoder.spec.to_json() | {"backbone_sha256": "0" * 64})
+    team = Helpers(changed, ["cpu"], dtype="float32")
+    try:
+        future = team.start(encoder.tokenize(TEXTS))
+        assert future is not None
+        with pytest.raises(SpecMismatch, match="is not the one the vectors were made with"):
+            helpers.result(future)
+    finally:
+        team.close()
+
+
+def test_a_killed_helper_leaves_a_smaller_sound_index(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Helpers.start
+    killed = False
+
+    def killing(self: Helpers, tokens: object) -> object:
+        nonlocal killed
+        future = start(self, tokens)  # type: ignore[arg-type]
+        if not killed and future is not None:
+            killed = True
+            for process in self._pool._processes.values():
+                os.kill(process.pid or 0, signal.SIGKILL)
+        return future
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Helpers, "start", killing)
+        with pytest.raises(ModelError, match=r"has died, .* run the same command again"):
+            llmindex.build(corpus, tmp_path / "x", encoder=options(tiny_model, "cpu,cpu"))
+    assert killed
+    if (tmp_path / "x" / "manifest.json").exists():
+        assert verify(tmp_path / "x").problems == ()
+    llmindex.build(corpus, tmp_path / "x", encoder=options(tiny_model, "cpu,cpu"))
+    llmindex.build(corpus, tmp_path / "whole", encoder=options(tiny_model, "cpu"))
+    assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+PARENT = """
+import json, sys, time
+from llmindex.encode.helpers import Helpers
+from llmindex.encode.spec import EncoderSpec
+
+if __name__ == "__main__":
+    team = Helpers(EncoderSpec.from_json(json.loads(sys.argv[1])), ["cpu", "cpu"], dtype="float32")
+    for _ in range(2):
+        team.start(None)
+    print(*(process.pid for process in team._pool._processes.values()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_helpers_end_with_the_process_that_started_them(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py"), json.dumps(encoder.spec.to_json())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a helper goes on without its parent"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_devices_of_several_kinds_or_that_are_not_there_are_refused(tiny_model: Path, corpus: Path) -> None:
+    assert device.split("cpu, cpu") == ["cpu", "cpu"]
+    for devices, said in (("cpu,cuda:7", "cuda:7"), ("cpu,", 'unknown device ""')):
+        with pytest.raises(UsageError, match=said):
+            llmindex.build(corpus, encoder=options(tiny_model, devices))
+    with pytest.raises(LlmindexError, match="only a build encodes on several"):
+        Encoder.from_options(options(tiny_model, "cpu,cpu"))
