@@ -46,7 +46,7 @@ Labels = NDArray[np.int32]
 def blocks(vectors: NDArray[np.float16]) -> Iterator[Vectors]:
     """Stored vectors as a store gives them."""
     for start in range(0, len(vectors), BLOCK):
-        yield vectors[start : start + BLOCK].astype(np.float32)
+        yield np.asarray(vectors[start : start + BLOCK], np.float32)
 
 
 def sizes(count: int) -> tuple[int, int]:

@@ -26,7 +26,10 @@ LAYERS = (
     ("store", "files manifest shard pages reader where values writer verify"),
     ("index", "footprint planner neighbors recall rescore filtered faiss_index effort lists building forecast search"),
     ("", "pipeline builder"),
-    ("cluster", "options distinct sampling cells lookup neighbors edge_order components boruvka forest spanning_tree"),
+    (
+        "cluster",
+        "options workers distinct sampling cells lookup neighbors edge_order components boruvka forest spanning_tree",
+    ),
     ("cluster", "hdbscan_tree noise reduce plan groups result saved"),
     ("cluster", "central assign membership keywords clustering layout map"),
     ("", "api __init__"),

@@ -1,9 +1,9 @@
 """Vectors in cells of near ones: what is close to a vector is then looked for in its own cell and those around.
 
 The cells are those of k-means, trained on a small sample: more vectors or rounds find hardly more neighbours, and
-training on all takes longer than the search does. There are as many as each has vectors, over four: smaller ones would
-make matrix products too small to be worth it. None is small, so that a vector's own cell alone says how far its
-neighbours are at most.
+training on all takes longer than the search does. There are sixteen times as many as each has vectors: of larger ones
+more has to be looked into for the same neighbours, of smaller ones there are too many to choose from. None is small, so
+that the first cells around a vector alone say how far its neighbours are at most.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from llmindex.index.planner import require_faiss
 from llmindex.records import Rows, Vectors
 
-_ROUNDS = 6
+_ROUNDS = 4
 _TRAINED_ON = 48
 """Vectors a cell that k-means sees."""
 
@@ -42,7 +42,7 @@ class Cells:
             least: rows that each cell has at least, or all rows where these are fewer.
         """
         count = len(vectors)
-        parts = min(round(count**0.5 / 2), count // (4 * least))
+        parts = min(round(count**0.5 * 4), count // (4 * least))
         if parts < 2:
             return cls(vectors.mean(axis=0, keepdims=True), np.arange(count), np.array([0, count]))
         centroids = _train(vectors, parts)
@@ -70,6 +70,18 @@ class Cells:
         numbers = np.empty(len(self.rows), np.int32)
         numbers[self.rows] = np.repeat(np.arange(len(self), dtype=np.int32), self.sizes)
         return numbers
+
+    def neighbors(self, k: int) -> tuple[Rows, NDArray[np.float32]]:
+        """Return the k cells nearest to each, itself first, and how far, squared: ``(cells, k)``; all of fewer."""
+        faiss = require_faiss()
+        k = min(k, len(self))
+        # One of several at the same place may come before itself.
+        squared, near = faiss.knn(self.centroids, self.centroids, k, metric=faiss.METRIC_L2)
+        own = np.arange(len(self))[:, None]
+        order = np.argsort(near != own, axis=1, kind="stable")
+        near, squared = np.take_along_axis(near, order, 1), np.take_along_axis(squared, order, 1)
+        near[:, 0], squared[:, 0] = own[:, 0], 0
+        return near, squared
 
     def around(self, points: Vectors, least: int, sizes: Rows) -> Rows:
         """Return the rows of the cells nearest to any of some points.

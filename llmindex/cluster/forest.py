@@ -23,6 +23,9 @@ _SAMPLE = 512
 _FOREIGN = 2048
 """... and at least so many that they look at."""
 
+_CELL = 128
+"""Points that a cell around them has at least; larger ones take less time to be made."""
+
 
 def tree_from_graph(
     vectors: Vectors, graph: NeighborGraph, core: Squares, on_progress: ProgressCallback | None = None
@@ -37,7 +40,7 @@ def tree_from_graph(
     """
     components = Components(len(vectors), on_progress)
     components.join(*_forest(graph, core))
-    cells = Cells.of(vectors)
+    cells = Cells.of(vectors, _CELL)
     while components.count > 1:
         components.join(*_bridges(vectors, core, cells, components.of))
     return components.edges()

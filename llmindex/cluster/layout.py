@@ -54,7 +54,7 @@ def layout(vectors: Vectors, seed: int = 0, on_progress: ProgressCallback | None
         raise ValueError(f"vectors must be (n, dim), not {vectors.shape}")
     if len(vectors) == 0:
         return np.zeros((0, 2), np.float32)
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     report = functools.partial(_report, on_progress, len(vectors))
     report(0)

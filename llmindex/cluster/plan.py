@@ -33,14 +33,17 @@ _FLOAT: Final = 4
 _UMAP: Final = 3_000
 _UMAP_SECONDS: Final = 3e-3
 
-_PAIR: Final = 2.7e-9
+_PAIR: Final = 1.5e-9
 """Seconds that it takes to compare two vectors of one dimension, ..."""
 
 _PAIR_DIM: Final = 2.5e-11
 """... and those of each dimension."""
 
-_VECTOR: Final = 1e-4
-"""Seconds of a vector for all else: digest, projection, edges, trees."""
+_LOOKED_UP: Final = 2.8e-5
+"""Seconds that it takes to choose what a vector is compared with, and the nearest of these."""
+
+_VECTOR: Final = 5e-5
+"""Seconds of a vector for all else: hashes, projection, edges, trees."""
 
 _LEAST: Final = 1_000
 """Vectors that are worth to be clustered."""
@@ -106,7 +109,7 @@ def _seconds(count: int, dim: int, options: ClusterOptions, step: int) -> float:
     numbers, graphs = {"pca": (COMPONENTS, 2), "umap": (UMAP_DIM, 1), "none": (dim, 1)}[options.reduce]
     pairs += (count - clustered) * CANDIDATES
     umap = clustered * _UMAP_SECONDS if options.reduce == "umap" else 0
-    return graphs * pairs * (_PAIR + _PAIR_DIM * numbers) + count * _VECTOR + umap
+    return graphs * (pairs * (_PAIR + _PAIR_DIM * numbers) + count * _LOOKED_UP) + count * _VECTOR + umap
 
 
 def available_memory() -> int | None:

@@ -120,7 +120,7 @@ def shift(vectors: Vectors, neighbors: Iterable[tuple[Vectors, NDArray[np.bool_]
     """
     total, found = np.zeros_like(vectors), np.zeros(len(vectors), np.float32)
     for theirs, there in neighbors:
-        total += np.where(there[:, None], theirs, 0)
+        total += theirs if there.all() else np.where(there[:, None], theirs, 0)
         found += there
     mean = total / np.maximum(found, 1)[:, None]
     return unit(np.where(found[:, None] > 0, OWN_SHARE * vectors + (1 - OWN_SHARE) * mean, vectors))

@@ -1,0 +1,42 @@
+"""Work that is cut into pieces, on all processors."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def processors() -> int:
+    """How many threads to work with: ``$OMP_NUM_THREADS``, else the processors that this process may run on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
+    """Return the results of some work in the order of its pieces, several of which are worked on at a time.
+
+    Matrix products take one thread each meanwhile. Products of a tile are too short to be shared out: threads that wait
+    for each other after every one of them stand still whenever another process has a processor, which made a graph of
+    200,000 vectors ten times slower on a busy machine.
+    """
+    threads = processors()
+    waiting: deque[Future[Result]] = deque()
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(work, piece))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
