@@ -9,6 +9,10 @@ from llmindex_cli.loading import loading
 def main() -> int:
     """Import the command line, in which the garbage collector has nothing to look for, and run it."""
     with loading():
+        if sys.argv[1:2] == ["search"]:
+            from llmindex_cli.resident import ahead
+
+            ahead.send(sys.argv[1:])
         from llmindex_cli.main import main as run
 
         gc.freeze()

@@ -32,6 +32,9 @@ _SEND_SECONDS = 5.0
 _SILENCE_SECONDS = 30.0  # the searcher gives a sign of life every two seconds
 _END_SECONDS = 30.0
 
+# A search that has been sent, and where its reply will come from.
+_ahead: tuple[Message, socket.socket] | None = None
+
 
 class Reply(NamedTuple):
     """What the resident searcher said.
@@ -57,8 +60,25 @@ def search(
     Raises:
         ResidentError: it cannot be reached, or cannot answer this.
     """
-    asked = {"queries": queries, "k": k, "min_score": min_score, "where": where}
-    return _read(_ask({"do": "search", **_about(index, runtime), **asked}))
+    return _read(_ask(_search(index, runtime, queries, k, min_score, where)))
+
+
+def search_ahead(index: Path, runtime: dict[str, Any], queries: Sequence[str], k: int) -> None:
+    """Have the resident searcher, if there is one, begin with a search that :func:`search` will perhaps ask for.
+
+    Raises:
+        ResidentError: it cannot be reached.
+    """
+    global _ahead
+    connection = _connect(runtime_folder())
+    if connection is not None:
+        request = _search(index, runtime, queries, k, None, None)
+        try:
+            send(connection, request, REQUEST_LIMIT, _SEND_SECONDS)
+        except ProtocolError:
+            connection.close()
+        else:
+            _ahead = request, connection
 
 
 def warm(index: Path, runtime: dict[str, Any], idle_minutes: float | None) -> Reply:
@@ -91,6 +111,13 @@ def stop() -> int | None:
     return pid
 
 
+def _search(
+    index: Path, runtime: dict[str, Any], queries: Sequence[str], k: int, min_score: float | None, where: str | None
+) -> Message:
+    asked = {"queries": list(queries), "k": k, "min_score": min_score, "where": where}
+    return {"do": "search", **_about(index, runtime), **asked}
+
+
 def _about(index: Path, runtime: dict[str, Any]) -> Message:
     try:
         cwd = str(Path.cwd())
@@ -101,9 +128,17 @@ def _about(index: Path, runtime: dict[str, Any]) -> Message:
 
 def _ask(request: Message) -> Message:
     """The last reply to a request; a searcher of another llmindex ends at the first try, and its successor answers."""
+    global _ahead
+    (sent, begun), _ahead = _ahead or ({}, None), None
+    if begun is not None and sent != request:
+        begun.close()  # whoever answers it finds nobody there
+        begun = None
     folder = runtime_folder()
     for _ in range(2):
-        reply = _exchange(_connect(folder) or _start(folder, request["identity"]), request)
+        if begun is not None:
+            reply, begun = _reply(begun), None
+        else:
+            reply = _exchange(_connect(folder) or _start(folder, request["identity"]), request)
         if "outdated" not in reply:
             return reply
     raise ResidentError("the resident searcher is of another llmindex")
@@ -154,9 +189,18 @@ def _start(folder: Path, own: list[Any]) -> socket.socket:
 
 
 def _exchange(connection: socket.socket, request: Message) -> Message:
+    try:
+        send(connection, request, REQUEST_LIMIT, _SEND_SECONDS)
+    except ProtocolError as error:
+        connection.close()
+        raise ResidentError(f"the resident searcher does not answer: {error}") from error
+    return _reply(connection)
+
+
+def _reply(connection: socket.socket) -> Message:
+    """The last reply to a request that was sent."""
     with closing(connection):
         try:
-            send(connection, request, REQUEST_LIMIT, _SEND_SECONDS)
             while True:
                 reply = receive(connection, REPLY_LIMIT, _SILENCE_SECONDS)
                 if "working" not in reply:

@@ -2,10 +2,9 @@
 
 import os
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
-
-import click
 
 import llmindex
 import llmindex_cli
@@ -33,8 +32,10 @@ def identity() -> list[Any]:
     Not a hash of it: importing hashlib takes a client longer than sending 15 kB.
     """
     ours = [Path(package.__file__).parent for package in (llmindex, llmindex_cli) if package.__file__]
-    # Whatever pip installs or removes, torch or transformers for one, changes the folder of the packages.
-    packages = Path(click.__file__).parents[1]
+    # Whatever pip installs or removes, torch or transformers for one, changes the folder of the packages. click is in
+    # it, and is not imported for that: it takes as long as all else here.
+    click = PathFinder.find_spec("click")
+    packages = Path(str(click and click.origin)).parents[1]
     return [
         llmindex.__version__,
         sys.version,
