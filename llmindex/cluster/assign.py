@@ -147,8 +147,7 @@ class Space:
         # A stored copy of the point is no neighbour.
         copy = found.squared[:, :1] < _CLOSE
         rows = np.where(copy, found.rows[:, 1:], found.rows[:, :-1])
-        there = np.ones(len(points), bool)
-        return shift(points, ((self.projected[nth], there) for nth in rows.T))
+        return shift(points, rows, self.projected)
 
     def nearest(self, points: Vectors) -> Rows:
         """Return the nearest stored vectors of some places: as many as are wanted, ``(m, wanted)``."""

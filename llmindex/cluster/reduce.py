@@ -111,19 +111,21 @@ def neighborhood(count: int) -> int:
     return min(NEIGHBORHOOD, count // 20)
 
 
-def shift(vectors: Vectors, neighbors: Iterable[tuple[Vectors, NDArray[np.bool_]]]) -> Vectors:
-    """Move vectors towards their neighbours, and make them unit length again.
+def shift(vectors: Vectors, rows: Rows, among: Vectors) -> Vectors:
+    """Move vectors towards the mean of their neighbours, and make them unit length again.
 
     Args:
-        vectors: ``(n, k) float32``.
-        neighbors: for the nearest, the second and so on: ``(n, k)`` vectors, and ``(n,)`` whether there is one.
+        vectors: ``(n, dim) float32``.
+        rows: ``(n, k)``, which are the neighbours of each.
+        among: ``(m, dim) float32``, what these are rows of.
     """
-    total, found = np.zeros_like(vectors), np.zeros(len(vectors), np.float32)
-    for theirs, there in neighbors:
-        total += theirs if there.all() else np.where(there[:, None], theirs, 0)
-        found += there
-    mean = total / np.maximum(found, 1)[:, None]
-    return unit(np.where(found[:, None] > 0, OWN_SHARE * vectors + (1 - OWN_SHARE) * mean, vectors))
+    from scipy.sparse import csr_array
+
+    count, k = rows.shape
+    shares = np.full(count * k, np.float32(1 / k))
+    # A product, because the vectors of all neighbours at once would be a multiple of the vectors.
+    means = csr_array((shares, rows.ravel(), np.arange(0, count * k + 1, k)), (count, len(among))) @ among
+    return unit(OWN_SHARE * vectors + (1 - OWN_SHARE) * means)
 
 
 def _mean_shift(vectors: Vectors, on_progress: ProgressCallback | None) -> Vectors:
@@ -132,8 +134,7 @@ def _mean_shift(vectors: Vectors, on_progress: ProgressCallback | None) -> Vecto
     if k == 0:
         return vectors
     graph = neighbor_graph(vectors, k, exact=count <= EXACT_LIMIT, on_progress=on_progress, stage="reduce")
-    # A column at a time, because all neighbours' vectors at once would be a multiple of the vectors.
-    return shift(vectors, ((vectors[rows], rows >= 0) for rows in graph.rows.T))
+    return shift(vectors, graph.rows, vectors)
 
 
 def _principal_components(blocks: Blocks, count: int) -> Projection:
