@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from llmindex.encode.encoder import Encoder
 from llmindex.errors import AdapterError, CorruptStore, LlmindexError, ModelError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import trainer
@@ -153,10 +155,32 @@ def test_a_lost_log(trained: Trained, whole: Path) -> None:
         trained.go_on(whole)
 
 
-@pytest.mark.parametrize("settings", [("optim.steps=1", "optim.warmup_steps=1"), ("loss.false_negative_margin=-2",)])
-def test_training_that_changes_nothing(tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
-    pairs = write_pairs(tmp_path / "pairs.parquet")
-    with pytest.raises(LlmindexError) as caught:
-        trainer.train([pairs], tmp_path / "run", tiny_recipe(tiny_model, *settings))
-    assert isinstance(caught.value, ModelError)
-    assert str(caught.value).startswith("training has changed nothing: ")
+@dataclass
+class AllAlike:
+    """A score that finds every checkpoint as good as the others."""
+
+    identity: str = "nothing"
+
+    def __call__(self, encoder: Encoder) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize("base", ["a backbone", "an adapter"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optim.steps=1", "optim.warmup_steps=1"),
+        ("loss.false_negative_margin=-2",),
+        ("loss.false_negative_margin=-2", "optim.average=3"),
+        ("optim.warmup_steps=3", "optim.evaluate_every=1"),
+    ],
+    ids=" ".join,
+)
+def test_training_that_changes_nothing(
+    trained: Trained, tiny_model: Path, tmp_path: Path, base: str, settings: tuple[str, ...]
+) -> None:
+    start = trained.whole / "adapter" if base == "an adapter" else tiny_model
+    with pytest.raises(ModelError, match=r"^training has changed nothing: ") as caught:
+        trainer.train([trained.pairs], tmp_path / "run", tiny_recipe(start, *settings), score=AllAlike())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "adapter").exists()

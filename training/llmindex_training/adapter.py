@@ -297,6 +297,23 @@ def average(checkpoints: Sequence[Path], folder: Path) -> Path:
     return folder
 
 
+def is_changed(checkpoints: Sequence[Path], model: Model) -> bool:
+    """Whether any checkpoint is another adapter than the one that training began with, the base's or a fresh one.
+
+    Their second factors tell: a fresh adapter's are zero, and no step changes the first ones alone.
+    """
+    from peft import load_peft_weights
+
+    start = _find(model).adapter
+    before = load_peft_weights(str(start.folder), device="cpu") if start is not None else {}
+    return any(
+        not torch.equal(weight, before.get(name, torch.zeros_like(weight)).to(weight.dtype))
+        for checkpoint in checkpoints
+        for name, weight in load_peft_weights(str(checkpoint), device="cpu").items()
+        if ".lora_B." in name
+    )
+
+
 def _find(model: Model) -> models.Found:
     try:
         return models.find(model.base, model.revision or None)

@@ -352,19 +352,18 @@ def _keep_best(trainer: ContrastiveTrainer, encoder: Encoder, recipe: Recipe, fo
     """Make the run's adapter from its best checkpoint, or the mean of the last; returns the proof's cosine."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    weights, *others = [folder.checkpoint(step) for step in trainer.kept_steps]
-    if others:
-        weights = adapter.average([weights, *others], folder.averaged)
-    tensors = load_peft_weights(str(weights), device=str(encoder.placement.device))
-    if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
+    kept = [folder.checkpoint(step) for step in trainer.kept_steps]
+    if not adapter.is_changed(kept, recipe.model):
         raise ModelError(
             "training has changed nothing: either no pair has a negative in its batch, since all texts are alike, or "
-            "every step belongs to the warm-up; look at the pairs, or raise optim.steps"
+            "the step that is kept is the first of the warm-up, which has the learning rate 0; look at the pairs, or "
+            "raise optim.steps"
         )
+    weights = adapter.average(kept, folder.averaged) if len(kept) > 1 else kept[0]
     if recipe.model.quantize:
         encoder = adapter.unquantized(recipe, weights)
     else:
-        set_peft_model_state_dict(trainer.model, tensors)
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(weights), device=str(encoder.placement.device)))
     return adapter.save(weights, encoder, recipe.model, folder.adapter, trainer.sample(8 * recipe.model.whitening))
 
 
