@@ -24,13 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk refused (full, read-only, not permitted), or somebody else is writing that file.
     """
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-    try:
-        taken = _take(temporary)
-    except BlockingIOError as error:
-        raise StorageError(f"{path} is being written by another process; wait for it or stop it") from error
-    except OSError as error:
-        raise storage_error(path, error) from error
+    temporary, taken = _begin(path)
     with taken:
         mine = True
         try:
@@ -44,6 +38,27 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             if mine:
                 temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before any work is done for it, a place where no file can be written.
+
+    Raises:
+        StorageError: as :func:`replacing`.
+    """
+    temporary, taken = _begin(path)
+    with taken:
+        temporary.unlink(missing_ok=True)
+
+
+def _begin(path: Path) -> tuple[Path, BinaryIO]:
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    try:
+        return temporary, _take(temporary)
+    except BlockingIOError as error:
+        raise StorageError(f"{path} is being written by another process; wait for it or stop it") from error
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def _take(temporary: Path) -> BinaryIO:

@@ -39,6 +39,22 @@ def test_beside_its_adaptation(llmindex: Llmindex, adapter: Path, tmp_path: Path
     assert {token["part"] for token in report["tokens"]} == {"first", "prompt", "text"}
 
 
+def test_a_picture_replaces_pictures_alone(llmindex: Llmindex, tiny_model: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "a.png"
+    arguments = ("attention", TEXT, "--model", tiny_model, "--plot", plot)
+    for content in (b"my notes", b"", b"\x89PNG"):
+        plot.write_bytes(content)
+        ended = llmindex(*arguments)
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err == f"Error: --plot {plot}: that file is there and is no .png image; name another one\n"
+        assert plot.read_bytes() == content
+    plot.unlink()
+    assert llmindex(*arguments).code == 0
+    drawn = plot.read_bytes()
+    assert llmindex(*arguments, "--prompt", "eol").code == 0
+    assert plot.read_bytes() != drawn
+
+
 def test_a_corpus(llmindex: Llmindex, adapter: Path, documents: Path) -> None:
     options = ("--model", adapter, "--prompt", "eol", "--pooling", "weighted_mean", "--max-tokens", "4")
     ended = llmindex("attention", "--file", documents, "--limit", 7, *options)
