@@ -3,12 +3,13 @@
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from llmindex.errors import IndexLocked, StorageError, UsageError
+from llmindex.errors import IndexLocked, LlmindexError, StorageError, UsageError
 
 LOCK_NAME: Final = "lock"
 
@@ -33,7 +34,9 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             mine = False  # from here on the name may be another writer's
             sync(path.parent)
-        except OSError as error:
+        except Exception as error:
+            if refused(error) is None:
+                raise
             raise storage_error(path, error) from error
         finally:
             if mine:
@@ -77,10 +80,19 @@ def _take(temporary: Path) -> BinaryIO:
         file.close()  # whoever had it has just given it its final name, or removed it
 
 
-def storage_error(path: Path, error: OSError) -> StorageError:
+def refused(error: Exception) -> str | None:
+    """Why the system refused, in its own words, whichever library tells of it; None for any other error."""
+    if isinstance(error, OSError):
+        # Arrow repeats the number inside a longer text.
+        return os.strerror(error.errno) if error.errno else str(error)
+    # safetensors and tokenizers have errors of their own, which end like this.
+    found = None if isinstance(error, LlmindexError) else re.search(r"\(os error (\d+)\)$", str(error))
+    return os.strerror(int(found[1])) if found else None
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
     """The answer to a write that failed."""
-    # Arrow repeats the number inside a longer text; the system's own words are enough.
-    return StorageError(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}")
+    return StorageError(f"cannot write {path}: {refused(error) or error}")
 
 
 def is_temporary(path: Path) -> bool:

@@ -24,6 +24,7 @@ from llmindex.progress import Progress
 from llmindex_training import export as exporting
 from llmindex_training.export import export
 from llmindex_training.export_parity import Embed
+from tests.full_disk import files_up_to
 from tests.test_adapter import make_adapter
 from tests.test_whitening import make_whitened
 
@@ -302,6 +303,21 @@ def test_a_disk_that_refuses(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(exporting, "_save_tokenizer", full)
     with pytest.raises(StorageError, match=r"cannot write .*out: No space left on device"):
         export(options_of(tiny_model), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("writer", ["_write", "_save_tokenizer"])
+def test_a_disk_that_is_full(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str) -> None:
+    write = getattr(exporting, writer)
+
+    def limited(*arguments: object) -> None:
+        with files_up_to(2_000):
+            write(*arguments)
+
+    monkeypatch.setattr(exporting, writer, limited)
+    with pytest.raises(StorageError) as caught:
+        export(options_of(tiny_model), tmp_path / "out", "transformers")
+    assert str(caught.value) == f"cannot write {tmp_path / 'out'}: File too large"
     assert list(tmp_path.iterdir()) == []
 
 

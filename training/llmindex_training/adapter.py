@@ -248,7 +248,8 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Seq
                 "model.whitening is %d, but the vectors get %d values: %d texts, whose vectors have %d, allow no more",
                 *(model.whitening, encoder.whitening.dim, len(texts), encoder.spec.dim),
             )
-        encoder.whitening.save(making)
+        with replacing(making / adapters.WHITENING_NAME) as temporary:
+            encoder.whitening.save(temporary)
         encoder.spec = replace(encoder.spec, dim=encoder.whitening.dim, whitened=True)
     made = adapters.read(making)
     spec = replace(encoder.spec, adapter=str(folder.resolve()), adapter_sha256=made.sha256, max_tokens=model.max_tokens)
