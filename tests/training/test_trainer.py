@@ -22,8 +22,8 @@ from llmindex_training import recipe as recipes
 from llmindex_training.evaluate_clustering import kmeans_v_measure
 from llmindex_training.evaluation_data import LabelledTexts
 from llmindex_training.recipe import Recipe
+from llmindex_training.reporting import TrainReport
 from llmindex_training.scoring import CheckpointScore, ClusteringScore
-from llmindex_training.trainer import TrainReport
 from tests.training_runs import COUNT, TOPICS, tiny_recipe, write_pairs
 
 TEXTS = ["The goal of the day", "A vote", "Number 7: bread, once more"]

@@ -12,7 +12,7 @@ from llmindex.errors import AdapterError, CorruptStore, LlmindexError, ModelErro
 from llmindex.progress import Progress
 from llmindex_training import trainer
 from llmindex_training.recipe import Recipe
-from llmindex_training.trainer import TrainReport
+from llmindex_training.reporting import TrainReport
 from tests.training_runs import tiny_recipe, write_pairs
 
 WEIGHTS = "adapter_model.safetensors"
@@ -183,4 +183,17 @@ def test_training_that_changes_nothing(
     with pytest.raises(ModelError, match=r"^training has changed nothing: ") as caught:
         trainer.train([trained.pairs], tmp_path / "run", tiny_recipe(start, *settings), score=AllAlike())
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.parametrize("held_out", [8, 0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_that_diverges(tiny_model: Path, tmp_path: Path, held_out: int, dtype: str) -> None:
+    pairs = write_pairs(tmp_path / "pairs.parquet")
+    settings = ("optim.learning_rate=1e30", "optim.warmup_steps=0", "optim.steps=1")
+    recipe = tiny_recipe(tiny_model, *settings, f"data.held_out={held_out}", f"optim.dtype={dtype}")
+    with pytest.raises(ModelError) as caught:
+        trainer.train([pairs], tmp_path / "run", recipe)
+    remedy = "lower optim.learning_rate, or set optim.dtype to float32"
+    assert str(caught.value) == f"the vectors after step 1 are not finite: {remedy}"
     assert not (tmp_path / "run" / "adapter").exists()

@@ -111,9 +111,9 @@ def load_base(recipe: Recipe, device: str) -> Encoder:
     try:
         encoder = Encoder.from_options(options)
     except UsageError as error:
-        raise RecipeError(_in_keys(str(error))) from error
+        raise RecipeError(in_keys(str(error))) from error
     except ModelError as error:
-        raise type(error)(_in_keys(str(error))) from error
+        raise type(error)(in_keys(str(error))) from error
     if too_long := [dim for dim in recipe.loss.matryoshka if dim > encoder.spec.dim]:
         raise RecipeError(
             f"loss.matryoshka has {too_long[0]}, more than the {encoder.spec.dim} dimensions of the vectors"
@@ -319,10 +319,10 @@ def _find(model: Model) -> models.Found:
     try:
         return models.find(model.base, model.revision or None)
     except ModelError as error:
-        raise type(error)(_in_keys(str(error))) from error
+        raise type(error)(in_keys(str(error))) from error
 
 
-def _in_keys(message: str) -> str:
+def in_keys(message: str) -> str:
     """A message of the encoder with the recipe's keys for the options of the commands that embed."""
     for option, key in _KEYS.items():
         message = message.replace(option, key)
