@@ -155,14 +155,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_name(folder: Path) -> None:
-    """Refuse a path that Arrow and FAISS cannot open.
+def check_name(path: Path) -> None:
+    """Refuse a path that Arrow, FAISS and others cannot open, and that JSON cannot hold.
 
     Raises:
         UsageError: it is not UTF-8.
     """
     try:
-        str(folder).encode()
+        str(path).encode()
     except UnicodeEncodeError as error:
-        shown = str(folder).encode("utf-8", "backslashreplace").decode()
-        raise UsageError(f"an index cannot lie at {shown}, which is not UTF-8; name another path with -o") from error
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise UsageError(f"the path {shown} is not UTF-8; name another one") from error

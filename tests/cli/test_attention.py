@@ -75,6 +75,7 @@ def test_a_corpus(llmindex: Llmindex, adapter: Path, documents: Path) -> None:
         ([TEXT, "--plot", "a.svg"], 2, "does not end in .png"),
         (["--file", "none.txt"], 1, "none.txt"),
         ([" "], 2, "the text is empty"),
+        (["a\udcff"], 2, "the text ('a\\udcff') is not valid UTF-8"),
         ([TEXT, "--attention-layer", "9"], 2, "--attention-layer 9 is out of range"),
     ],
 )

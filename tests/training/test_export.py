@@ -336,6 +336,12 @@ def test_a_model_with_code_of_its_own(tiny_model: Path, tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_whose_name_is_not_utf8(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\\udcff is not UTF-8; name another one$"):
+        export(options_of(tiny_model), tmp_path / "x\udcff", "transformers")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_target(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='unknown target "onnx"'):
         export(options_of(tiny_model), tmp_path / "out", "onnx")  # type: ignore[arg-type]

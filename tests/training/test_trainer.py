@@ -357,6 +357,9 @@ def test_quantized_without_its_package(
 
 
 def test_a_folder_of_something_else(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\\udcff is not UTF-8; name another one$"):
+        trainer.train([pairs], tmp_path / "runs" / "x\udcff", tiny_recipe(tiny_model))
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     for overwrite in (False, True):
         for place in (tmp_path, tmp_path / "notes.txt"):

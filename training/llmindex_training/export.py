@@ -29,7 +29,7 @@ from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import LlmindexError, MissingPackage, ModelError, UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Vectors
-from llmindex.store.files import make_folder, refused, storage_error, sync
+from llmindex.store.files import check_name, make_folder, refused, storage_error, sync
 from llmindex_training import export_card
 from llmindex_training.export_modules import OWN_POOLING, write_json, write_modules
 from llmindex_training.export_parity import ROLES, TEXTS, with_sentence_transformers, with_transformers
@@ -105,6 +105,7 @@ def export(
     path = Path(folder)
     if to not in TARGETS:
         raise UsageError(f'unknown target "{to}"; one of {", ".join(TARGETS)}')
+    check_name(path)
     if to == "sentence-transformers":
         _require_sentence_transformers()
     _check_apart(path, options)

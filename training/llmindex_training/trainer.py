@@ -24,7 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from llmindex.encode.encoder import Encoder
 from llmindex.errors import CorruptStore, Interrupted, MissingPackage, ModelError, NotFinite, StorageError
 from llmindex.progress import ProgressCallback
-from llmindex.store.files import refused
+from llmindex.store.files import check_name, refused
 from llmindex_training import adapter, distributed
 from llmindex_training import pairs as pair_files
 from llmindex_training import step as training_step
@@ -64,6 +64,7 @@ def train(
     """
     started = time.perf_counter()
     _check_packages()
+    check_name(Path(run).resolve())  # as encoder.json will name it
     recipe = adapter.settled(recipe)
     pairs = pair_files.read(files)
     deal = pair_files.deal(pairs, recipe.data, recipe.optim.batch_size, recipe.optim.steps)
