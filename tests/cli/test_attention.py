@@ -25,6 +25,21 @@ def test_a_text(llmindex: Llmindex, tiny_model: Path) -> None:
     assert "layer          2 of 2, mean over 4 heads" in lines
 
 
+@pytest.mark.parametrize("model", ["base", "adapted"])
+def test_a_text_of_one_token(llmindex: Llmindex, tiny_model: Path, adapter: Path, tmp_path: Path, model: str) -> None:
+    options = ("--model", adapter if model == "adapted" else tiny_model, "--prompt", "none", "--pooling", "last")
+    ended = llmindex("attention", "a", *options)
+    assert (ended.code, ended.err) == (0, "")
+    assert "nan" not in ended.out
+    assert "on the" not in ended.out
+    assert ended.out.endswith(": there is no other to attend to\n")
+    assert json.loads(llmindex("attention", "a", *options, "--json").out)["base"]["text_share"] is None
+    refused = llmindex("attention", "a", *options, "--plot", tmp_path / "a.png")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "the first token is left out, and this text has no other; give a longer one" in refused.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_beside_its_adaptation(llmindex: Llmindex, adapter: Path, tmp_path: Path) -> None:
     plot = tmp_path / "a.png"
     options = ("--model", adapter, "--prompt", "eol", "--pooling", "last", "--attention-layer", 1)

@@ -48,13 +48,15 @@ def write_plot(path: Path, report: AttentionReport) -> None:
     """Draw the attention of one text's pooled token as a PNG image, whole or not at all.
 
     Raises:
-        UsageError: the report is of several texts; or as :func:`check_path`.
+        UsageError: the report is of several texts, or its text has no token but the first; or as :func:`check_path`.
         MissingPackage: matplotlib is absent.
         StorageError: the disk refused.
     """
     check_path(path)
     if not report.tokens:
         raise UsageError(f"--plot {path}: there is a bar a token, so one text alone can be drawn")
+    if all(token.part == "first" for token in report.tokens):
+        raise UsageError(f"--plot {path}: the first token is left out, and this text has no other; give a longer one")
     with replacing(path) as temporary, _any_script():
         figure(report).savefig(temporary, format="png", metadata={"Software": None})
 
