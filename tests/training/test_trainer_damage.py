@@ -16,6 +16,8 @@ from llmindex_training.reporting import TrainReport
 from tests.training_runs import tiny_recipe, write_pairs
 
 WEIGHTS = "adapter_model.safetensors"
+# JSON that Python gives up on.
+DEEP = "[" * 100_000
 Damage = Callable[[Path], object]
 
 
@@ -77,6 +79,7 @@ def whole(trained: Trained, tmp_path: Path) -> Path:
         ("scheduler.pt", Path.unlink),
         ("checksums.json", halved),
         ("checksums.json", lambda path: path.write_text("[]")),
+        ("checksums.json", lambda path: path.write_text(DEEP)),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(
@@ -102,14 +105,16 @@ def test_a_checkpoint_that_the_adapter_needs_is_gone(trained: Trained, tiny_mode
     assert trainer.train([trained.pairs], run, recipe, overwrite=True).kept_steps == (8, 12)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"base_sha256": "a"}', "\0"], ids=repr)
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"base_sha256": "a"}', "\0", DEEP], ids=lambda text: repr(text)[:20]
+)
 def test_a_damaged_run_json(trained: Trained, stopped: Path, text: str) -> None:
     (stopped / "run.json").write_text(text, encoding="utf-8")
     with pytest.raises(CorruptStore, match=r"run\.json is damaged; start afresh with --overwrite$"):
         trained.go_on(stopped)
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "null", '{"step": "x"}', "no", '{"step": null}'])
+@pytest.mark.parametrize("line", ["{}", "[]", "null", '{"step": "x"}', "no", '{"step": null}', DEEP])
 def test_a_damaged_line_of_the_log(trained: Trained, stopped: Path, line: str) -> None:
     log = stopped / "log.jsonl"
     log.write_text(line + "\n" + log.read_text(encoding="utf-8"), encoding="utf-8")
