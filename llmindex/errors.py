@@ -6,7 +6,8 @@
     ├── UsageError        an option or argument has a value that cannot work
     ├── CorpusError       a source file cannot be read as documents (names file, row or column)
     ├── ModelError        a backbone or tokenizer cannot be found or loaded
-    │   └── AdapterError  a LoRA adapter cannot be read, or does not fit the backbone
+    │   ├── AdapterError  a LoRA adapter cannot be read, or does not fit the backbone
+    │   └── NotFinite     a model gave values that are not finite
     ├── RecipeError       a training recipe has an unknown key or an impossible value
     ├── MissingPackage    an optional package is needed and absent, or two packages clash
     ├── IndexNotFound     no index folder there
@@ -47,6 +48,10 @@ class ModelError(LlmindexError):
 
 class AdapterError(ModelError):
     """A LoRA adapter cannot be read, or does not fit the backbone."""
+
+
+class NotFinite(ModelError):
+    """A model gave values that are not finite."""
 
 
 class RecipeError(LlmindexError):

@@ -44,7 +44,7 @@ def main() -> None:
         save_spec(spec, folder / adapters.SPEC_NAME)
         vectors = Encoder.load(str(folder), max_tokens=MAX_TOKENS).encode([*sides[0], *sides[1]])
         whitening = Whitening.fit(vectors, arguments.dim)
-        whitening.save(folder)
+        whitening.save(folder / adapters.WHITENING_NAME)
         spec = replace(spec, dim=whitening.dim, whitened=True, adapter_sha256=adapters.read(folder).sha256)
     save_spec(spec, folder / adapters.SPEC_NAME)
 

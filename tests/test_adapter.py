@@ -182,6 +182,10 @@ def test_an_adapter_for_another_shape_is_refused(tiny_model: Path, tmp_path: Pat
         Encoder.load(str(shallow), adapter=str(folder))
 
 
+def renamed(tensors: dict[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
+    return {new.join(key.rsplit(old, 1)): value.clone() for key, value in tensors.items()}
+
+
 def rewrite(folder: Path, change: Any) -> None:  # noqa: ANN401 - a function of the tensors
     tensors = load_file(folder / adapters.WEIGHTS_NAME)
     save_file(change(tensors), folder / adapters.WEIGHTS_NAME)
@@ -194,8 +198,15 @@ def rewrite(folder: Path, change: Any) -> None:  # noqa: ANN401 - a function of 
         (lambda tensors: dict(list(tensors.items())[1:]), "two factors of .* do not fit"),
         (lambda tensors: tensors | {"base_model.model.lm_head.weight": torch.ones(2)}, "no LoRA factor"),
         (lambda tensors: {}, "is empty"),
+        (lambda tensors: tensors | renamed(tensors, ".weight", ".default.weight"), 'it holds ".*" in two forms$'),
+        (lambda tensors: tensors | renamed(tensors, "model.", "model.model."), 'it holds the factors of ".*" twice$'),
+        (lambda tensors: {k: v.bool() for k, v in tensors.items()}, r"do not fit \(it holds A .* torch.bool, "),
+        (lambda tensors: {k: v.long() for k, v in tensors.items()}, "do not fit"),
+        (lambda tensors: {k: v.sum() if "_A" in k else v for k, v in tensors.items()}, "do not fit"),
+        (lambda tensors: {k: v[..., None] for k, v in tensors.items()}, "do not fit"),
+        (lambda tensors: {k: v[:0] if "_A" in k else v[:, :0] for k, v in tensors.items()}, "do not fit"),
     ],
-    ids=["zeros", "half", "foreign", "empty"],
+    ids=["zeros", "half", "foreign", "empty", "two forms", "twice", "bool", "int", "scalar", "3-d", "rank 0"],
 )
 def test_weights_that_do_nothing_or_too_much_are_refused(
     tiny_model: Path,
@@ -217,6 +228,15 @@ def test_weights_that_do_nothing_or_too_much_are_refused(
         ("bias", "all", "biases"),
         ("modules_to_save", ["embed_tokens"], "modules_to_save"),
         ("lora_alpha", "many", "adapter_config.json"),
+        ("lora_alpha", float("nan"), "adapter_config.json: alpha is nan, not a finite number"),
+        ("lora_alpha", 1e308, "adapter_config.json: alpha is 1e[+]308"),
+        ("lora_alpha", 10**400, "adapter_config.json: int too large"),
+        ("lora_alpha", 0, "changes nothing"),
+        ("alpha_pattern", "q_proj", "adapter_config.json: alpha_pattern is a str, not a table"),
+        ("alpha_pattern", ["q_proj"], "adapter_config.json: alpha_pattern is a list"),
+        ("alpha_pattern", {"q_proj": None}, "adapter_config.json: "),
+        ("alpha_pattern", {"q_proj": float("inf")}, "adapter_config.json: alpha is inf"),
+        ("alpha_pattern", {"q_proj(": 4}, "adapter_config.json: .*unterminated subpattern"),
     ],
 )
 def test_other_kinds_of_adapters_are_refused(
@@ -227,6 +247,21 @@ def test_other_kinds_of_adapters_are_refused(
     (folder / adapters.CONFIG_NAME).write_text(json.dumps(config | {field: value}))
     with pytest.raises(AdapterError, match=reason):
         Encoder.load(str(folder))
+
+
+def test_a_configuration_without_end(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    (folder / adapters.CONFIG_NAME).write_text("[" * 100_000)
+    with pytest.raises(AdapterError, match=r"is damaged: adapter_config\.json: "):
+        Encoder.load(str(folder))
+
+
+def test_a_pattern_that_is_left_out_may_be_null(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    plain = Encoder.load(str(folder)).encode(TEXTS)
+    config = json.loads((folder / adapters.CONFIG_NAME).read_text())
+    (folder / adapters.CONFIG_NAME).write_text(json.dumps(config | {"alpha_pattern": None}))
+    np.testing.assert_array_equal(Encoder.load(str(folder)).encode(TEXTS), plain)
 
 
 def test_files_that_are_missing_or_cut(tiny_model: Path, tmp_path: Path) -> None:

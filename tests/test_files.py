@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmindex.errors import StorageError
-from llmindex.store.files import replacing
+from llmindex.store.files import check_writable, replacing
 
 
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
@@ -33,6 +33,23 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     with replacing(tmp_path / "out") as temporary:
         temporary.write_text("all")
     assert (tmp_path / "out").read_text() == "all"
+
+
+def test_whether_a_file_can_be_written_is_seen_without_writing_it(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    check_writable(path)
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("kept")
+    check_writable(path)
+    assert path.read_text() == "kept"
+    with replacing(path) as temporary:
+        temporary.write_text("more")
+        with pytest.raises(StorageError, match="out is being written by another process"):
+            check_writable(path)
+        assert temporary.read_text() == "more"
+    with pytest.raises(StorageError, match="out/in: Not a directory"):
+        check_writable(path / "in")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @given(st.lists(st.integers(1, 2_000), min_size=2, max_size=6))

@@ -28,7 +28,7 @@ def make_whitened(base: Path, folder: Path, dim: int, pooling: str = "last") -> 
     """An adapter with an encoder.json and a whitening, as training leaves them."""
     make_adapter(base, folder)
     plain = Encoder.load(str(folder), prompt="cluster", pooling=pooling, max_tokens=20, dtype="float32")
-    Whitening.fit(plain.encode(SENTENCES), dim).save(folder)
+    Whitening.fit(plain.encode(SENTENCES), dim).save(folder / adapters.WHITENING_NAME)
     spec = replace(plain.spec, dim=dim, whitened=True, adapter_sha256=adapters.read(folder).sha256)
     (folder / adapters.SPEC_NAME).write_text(json.dumps(spec.to_json()))
     return folder
@@ -95,7 +95,7 @@ def test_another_pooling_or_layer_is_not_whitened(tiny_model: Path, tmp_path: Pa
 def test_a_changed_whitening_is_another_adapter(tiny_model: Path, tmp_path: Path) -> None:
     folder = make_whitened(tiny_model, tmp_path / "adapter", dim=6)
     spec = Encoder.load(str(folder)).spec
-    Whitening.fit(np.eye(32, dtype=np.float32), 6).save(folder)
+    Whitening.fit(np.eye(32, dtype=np.float32), 6).save(folder / adapters.WHITENING_NAME)
     with pytest.raises(SpecMismatch, match=r"adapter .* is not the one the vectors were made with"):
         Encoder.from_spec(spec)
     with pytest.raises(AdapterError, match="written for other adapter weights"):

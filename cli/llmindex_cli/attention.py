@@ -1,5 +1,6 @@
 """``llmindex attention``: what the pooled token attends to, before and after adaptation."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,10 +139,14 @@ def _print(report: "AttentionReport") -> None:
         "attention of": report.pooled,
         "layer": f"{report.layer} of {report.layers}, mean over {report.heads} heads",
         "texts": f"{report.texts:,}",
-        "on the prompt": _shares(report, "prompt_share", ".1%"),
-        "on the text": _shares(report, "text_share", ".1%"),
-        "first token": f"{_shares(report, 'first', '.1%')}, left out above",
     }
+    first = _shares(report, "first", ".1%")
+    if math.isnan(report.base.text_share):
+        facts["first token"] = f"{first}: there is no other to attend to"
+    else:
+        facts["on the prompt"] = _shares(report, "prompt_share", ".1%")
+        facts["on the text"] = _shares(report, "text_share", ".1%")
+        facts["first token"] = f"{first}, left out above"
     print_facts(facts)
 
 

@@ -263,14 +263,18 @@ def gather(command: CommandFunction, parameter: str, options: Sequence[NamedOpti
 
 
 def check_output(suffixes: Sequence[str]) -> Callable[..., Any]:
-    """A callback that refuses, before any work is done, output files of another kind or in no folder."""
+    """A callback that refuses, before any work is done, output files of another kind, or where none can be written."""
 
     def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noqa: ANN401
+        from llmindex.store.files import check_writable
+
         for path in value if isinstance(value, tuple) else [value] if value else []:
             if path.suffix not in suffixes:
                 raise click.BadParameter(f"'{path}' does not end in {' or '.join(suffixes)}.", ctx, param)
             if not path.parent.is_dir():
                 raise click.BadParameter(f"there is no folder '{path.parent}'.", ctx, param)
+            if not ctx.resilient_parsing:
+                check_writable(path)
         return value
 
     return check

@@ -20,7 +20,7 @@ from llmindex_cli.options import (
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
-    from llmindex_training.augment import PairsReport, Sample
+    from llmindex_training.pairs_report import PairsReport, Sample
 
 METHODS = ("title", "spans", "noise", "instruct", "translate")
 INSTRUCTIONS = ("detail", "simpler", "teacher", "metaphor", "question")

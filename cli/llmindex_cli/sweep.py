@@ -122,8 +122,10 @@ def command(
 
     sets = [read_any(file, name=name, sample=sample) for file, name in zip(files, set_names(files), strict=True)]
     from llmindex.encode.settings import EncoderOptions
-    from llmindex_training.sweep import Grid, save_spec, sweep
+    from llmindex_training.sweep import Grid, check_replaceable, save_spec, sweep
 
+    if output is not None:
+        check_replaceable(output)
     grid = Grid(prompts, poolings, layers, query_prompts)  # type: ignore[arg-type]
     with progress() as on_progress:
         candidates = sweep(EncoderOptions(**encoder), sets, grid, seeds=seeds, on_progress=on_progress)

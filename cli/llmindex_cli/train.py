@@ -12,8 +12,8 @@ from llmindex_cli.options import Command, json_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
+    from llmindex_training.reporting import TrainReport
     from llmindex_training.scoring import ClusteringScore
-    from llmindex_training.trainer import TrainReport
 
 # As many texts of each file as `llmindex evaluate clustering` takes by default.
 SAMPLE = 2000

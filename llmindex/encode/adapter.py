@@ -25,6 +25,8 @@ SPEC_NAME = "encoder.json"
 WHITENING_NAME = "whitening.safetensors"
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+# The largest number of float32, in which adapters are merged.
+_LARGEST = 3.4e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,9 @@ def read(folder: Path) -> Adapter:
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         kind = str(config["peft_type"])
-        alpha = float(config["lora_alpha"]) if kind == "LORA" else 0.0
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        alpha = _alpha(config["lora_alpha"]) if kind == "LORA" else 0.0
+        _check_pattern(config.get("alpha_pattern"))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, re.error) as error:
         raise AdapterError(f'adapter "{folder}" is damaged: {CONFIG_NAME}: {error}') from error
     _check_plain(folder, kind, config)
     counted = [alpha, config.get("alpha_pattern") or {}, bool(config.get("use_rslora"))]
@@ -115,21 +118,27 @@ def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
 
     Raises:
         AdapterError: a tensor has no place in the decoder or another shape than its weight, a factor is missing, or
-            all factors are zero.
+            all changes are zero.
     """
     import torch
 
     from llmindex.encode.device import one_thread
 
     moved = False
+    merged: set[str] = set()
     with torch.no_grad():
         for name, (down_RI, up_OR) in _factors(adapter).items():
-            weight = weights.get(name, weights.get(name.removeprefix("model.")))
-            if weight is None:
+            place = name if name in weights else name.removeprefix("model.")
+            if place not in weights:
                 raise AdapterError(
                     f'adapter "{adapter.folder}" does not fit: the model has no "{name}"; {_made_for(adapter)}'
                 )
-            moved = moved or bool(up_OR.any() and down_RI.any())
+            if place in merged:
+                raise AdapterError(f'adapter "{adapter.folder}" is damaged: it holds the factors of "{place}" twice')
+            merged.add(place)
+            weight = weights[place]
+            scale = adapter.scale(name, len(down_RI))
+            moved = moved or bool(scale and up_OR.any() and down_RI.any())
             factors = (down_RI.T, up_OR.T) if adapter.config.get("fan_in_fan_out") else (up_OR, down_RI)
             shape = factors[0].shape[0], factors[1].shape[1]
             if shape != weight.shape:
@@ -140,7 +149,7 @@ def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
             # In float32, rounded once: a small change would vanish beside a bfloat16 weight step by step.
             exact = weight.float().addmm_(
                 *(factor.to(weight.device, torch.float32) for factor in factors),
-                alpha=adapter.scale(name, len(down_RI)),
+                alpha=scale,
             )
             with one_thread():  # weights that are mapped from a file get their own pages here
                 weight.copy_(exact)
@@ -161,13 +170,41 @@ def _factors(adapter: Adapter) -> dict[str, tuple[Any, Any]]:
     for key, tensor in tensors.items():
         if (match := _KEY.fullmatch(key)) is None:
             raise AdapterError(f'adapter "{adapter.folder}" holds "{key}", which is no LoRA factor of a linear layer')
-        sides.setdefault(match["module"], {})[match["side"]] = tensor
+        found = sides.setdefault(match["module"], {})
+        if match["side"] in found:
+            raise AdapterError(f'adapter "{adapter.folder}" is damaged: it holds "{key}" in two forms')
+        found[match["side"]] = tensor
     for name, found in sides.items():
-        if set(found) != {"A", "B"} or found["A"].shape[0] != found["B"].shape[1]:
-            raise AdapterError(f'adapter "{adapter.folder}" is damaged: the two factors of "{name}" do not fit')
+        if not _is_product(found):
+            held = ", ".join(f"{side} {tuple(each.shape)} {each.dtype}" for side, each in sorted(found.items()))
+            raise AdapterError(
+                f'adapter "{adapter.folder}" is damaged: the two factors of "{name}" do not fit (it holds {held})'
+            )
     if not sides:
         raise AdapterError(f'adapter "{adapter.folder}" is empty: {WEIGHTS_NAME} holds no tensors')
     return {name: (found["A"], found["B"]) for name, found in sides.items()}
+
+
+def _is_product(found: Mapping[str, Any]) -> bool:
+    """Whether these are two matrices of floating-point numbers with a rank in common."""
+    if set(found) != {"A", "B"} or any(each.dim() != 2 or not each.is_floating_point() for each in found.values()):
+        return False
+    return bool(found["A"].shape[0] == found["B"].shape[1] > 0)
+
+
+def _alpha(value: Any) -> float:  # noqa: ANN401 - whatever JSON holds
+    alpha = float(value)
+    if not abs(alpha) <= _LARGEST:
+        raise ValueError(f"alpha is {alpha}, not a finite number of float32")
+    return alpha
+
+
+def _check_pattern(pattern: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    if not isinstance(pattern, dict | None):
+        raise TypeError(f"alpha_pattern is a {type(pattern).__name__}, not a table")
+    for key, value in (pattern or {}).items():
+        re.compile(_ending(key))
+        _alpha(value)
 
 
 def _check_plain(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
@@ -187,9 +224,13 @@ def _check_plain(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
 def _for_module(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:  # noqa: ANN401
     """As peft does: the first pattern that ends the module's name counts, else the default."""
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if re.match(_ending(key), module):
             return value
     return default
+
+
+def _ending(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _made_for(adapter: Adapter) -> str:

@@ -15,7 +15,7 @@ from llmindex.encode import adapter as adapters
 from llmindex.encode.adapter import Adapter
 from llmindex.encode.device import Placement
 from llmindex.encode.models import one_line
-from llmindex.errors import AdapterError, ModelError, UsageError
+from llmindex.errors import AdapterError, ModelError, NotFinite, UsageError
 
 
 class Decoder(ABC):
@@ -75,7 +75,7 @@ class Decoder(ABC):
         except Exception as error:  # whatever the model's own code raises when fed with tokens
             raise ModelError(f'model "{self.folder}" does not run as a text decoder: {one_line(error)}') from error
         if not torch.isfinite(states_BTD).all():
-            raise ModelError(f'model "{self.folder}" gives values that are not finite: its weights are damaged')
+            raise NotFinite(f'model "{self.folder}" gives values that are not finite: its weights are damaged')
         return states_BTD
 
 

@@ -28,7 +28,7 @@ from llmindex.encode.settings import EncoderOptions, Engine, Settings
 from llmindex.encode.spec import EncoderSpec, Pooling
 from llmindex.encode.tokenizer import Tokenizer
 from llmindex.encode.whitening import Whitening
-from llmindex.errors import ModelError, SpecMismatch, UsageError
+from llmindex.errors import ModelError, NotFinite, SpecMismatch, UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Tokens, Vectors
 
@@ -232,7 +232,8 @@ class Encoder:
             ``(n, dim) float32`` vectors, in the order of the texts.
 
         Raises:
-            ModelError: not even one text fits into memory, or the model gave values that are not finite.
+            ModelError: not even one text fits into memory.
+            NotFinite: the model gave values that are not finite.
         """
         first, same = batching.distinct(tokens)
         copies = np.bincount(same)
@@ -260,7 +261,7 @@ class Encoder:
             found[batch] = vectors_BD.cpu().numpy()
         vectors: Vectors = found[same]
         if not np.isfinite(vectors).all():
-            raise ModelError(
+            raise NotFinite(
                 f"the model gave values that are not finite in {self.dtype}; use --dtype float32"
                 if self.dtype != "float32"
                 else "the model gave values that are not finite: its weights are damaged"

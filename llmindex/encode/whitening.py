@@ -73,11 +73,11 @@ class Whitening:
             raise AdapterError(f"{file} is damaged, or for another model: its vectors do not have {width:,} values")
         return whitening
 
-    def save(self, folder: Path) -> None:
-        """Write it beside an adapter's weights."""
+    def save(self, file: Path) -> None:
+        """Write it as safetensors; :meth:`load` finds it beside an adapter's weights, as ``WHITENING_NAME``."""
         from safetensors.torch import save_file
 
-        save_file({"mean": self.mean, "matrix": self.matrix.contiguous()}, folder / WHITENING_NAME)
+        save_file({"mean": self.mean, "matrix": self.matrix.contiguous()}, file)
 
     @property
     def dim(self) -> int:

@@ -3,12 +3,13 @@
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from llmindex.errors import IndexLocked, StorageError, UsageError
+from llmindex.errors import IndexLocked, LlmindexError, StorageError, UsageError
 
 LOCK_NAME: Final = "lock"
 
@@ -24,13 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk refused (full, read-only, not permitted), or somebody else is writing that file.
     """
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-    try:
-        taken = _take(temporary)
-    except BlockingIOError as error:
-        raise StorageError(f"{path} is being written by another process; wait for it or stop it") from error
-    except OSError as error:
-        raise storage_error(path, error) from error
+    temporary, taken = _begin(path)
     with taken:
         mine = True
         try:
@@ -39,11 +34,34 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             mine = False  # from here on the name may be another writer's
             sync(path.parent)
-        except OSError as error:
+        except Exception as error:
+            if refused(error) is None:
+                raise
             raise storage_error(path, error) from error
         finally:
             if mine:
                 temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before any work is done for it, a place where no file can be written.
+
+    Raises:
+        StorageError: as :func:`replacing`.
+    """
+    temporary, taken = _begin(path)
+    with taken:
+        temporary.unlink(missing_ok=True)
+
+
+def _begin(path: Path) -> tuple[Path, BinaryIO]:
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    try:
+        return temporary, _take(temporary)
+    except BlockingIOError as error:
+        raise StorageError(f"{path} is being written by another process; wait for it or stop it") from error
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def _take(temporary: Path) -> BinaryIO:
@@ -62,10 +80,19 @@ def _take(temporary: Path) -> BinaryIO:
         file.close()  # whoever had it has just given it its final name, or removed it
 
 
-def storage_error(path: Path, error: OSError) -> StorageError:
+def refused(error: Exception) -> str | None:
+    """Why the system refused, in its own words, whichever library tells of it; None for any other error."""
+    if isinstance(error, OSError):
+        # Arrow repeats the number inside a longer text.
+        return os.strerror(error.errno) if error.errno else str(error)
+    # safetensors and tokenizers have errors of their own, which end like this.
+    found = None if isinstance(error, LlmindexError) else re.search(r"\(os error (\d+)\)$", str(error))
+    return os.strerror(int(found[1])) if found else None
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
     """The answer to a write that failed."""
-    # Arrow repeats the number inside a longer text; the system's own words are enough.
-    return StorageError(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}")
+    return StorageError(f"cannot write {path}: {refused(error) or error}")
 
 
 def is_temporary(path: Path) -> bool:
@@ -128,14 +155,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_name(folder: Path) -> None:
-    """Refuse a path that Arrow and FAISS cannot open.
+def check_name(path: Path) -> None:
+    """Refuse a path that Arrow, FAISS and others cannot open, and that JSON cannot hold.
 
     Raises:
         UsageError: it is not UTF-8.
     """
     try:
-        str(folder).encode()
+        str(path).encode()
     except UnicodeEncodeError as error:
-        shown = str(folder).encode("utf-8", "backslashreplace").decode()
-        raise UsageError(f"an index cannot lie at {shown}, which is not UTF-8; name another path with -o") from error
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise UsageError(f"the path {shown} is not UTF-8; name another one") from error

@@ -25,6 +25,21 @@ def test_a_text(llmindex: Llmindex, tiny_model: Path) -> None:
     assert "layer          2 of 2, mean over 4 heads" in lines
 
 
+@pytest.mark.parametrize("model", ["base", "adapted"])
+def test_a_text_of_one_token(llmindex: Llmindex, tiny_model: Path, adapter: Path, tmp_path: Path, model: str) -> None:
+    options = ("--model", adapter if model == "adapted" else tiny_model, "--prompt", "none", "--pooling", "last")
+    ended = llmindex("attention", "a", *options)
+    assert (ended.code, ended.err) == (0, "")
+    assert "nan" not in ended.out
+    assert "on the" not in ended.out
+    assert ended.out.endswith(": there is no other to attend to\n")
+    assert json.loads(llmindex("attention", "a", *options, "--json").out)["base"]["text_share"] is None
+    refused = llmindex("attention", "a", *options, "--plot", tmp_path / "a.png")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "the first token is left out, and this text has no other; give a longer one" in refused.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_beside_its_adaptation(llmindex: Llmindex, adapter: Path, tmp_path: Path) -> None:
     plot = tmp_path / "a.png"
     options = ("--model", adapter, "--prompt", "eol", "--pooling", "last", "--attention-layer", 1)
@@ -37,6 +52,22 @@ def test_beside_its_adaptation(llmindex: Llmindex, adapter: Path, tmp_path: Path
     assert report["layer"] == 1
     assert report["change"] == pytest.approx(report["adapted"]["text_share"] - report["base"]["text_share"])
     assert {token["part"] for token in report["tokens"]} == {"first", "prompt", "text"}
+
+
+def test_a_picture_replaces_pictures_alone(llmindex: Llmindex, tiny_model: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "a.png"
+    arguments = ("attention", TEXT, "--model", tiny_model, "--plot", plot)
+    for content in (b"my notes", b"", b"\x89PNG"):
+        plot.write_bytes(content)
+        ended = llmindex(*arguments)
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err == f"Error: --plot {plot}: that file is there and is no .png image; name another one\n"
+        assert plot.read_bytes() == content
+    plot.unlink()
+    assert llmindex(*arguments).code == 0
+    drawn = plot.read_bytes()
+    assert llmindex(*arguments, "--prompt", "eol").code == 0
+    assert plot.read_bytes() != drawn
 
 
 def test_a_corpus(llmindex: Llmindex, adapter: Path, documents: Path) -> None:
@@ -59,6 +90,7 @@ def test_a_corpus(llmindex: Llmindex, adapter: Path, documents: Path) -> None:
         ([TEXT, "--plot", "a.svg"], 2, "does not end in .png"),
         (["--file", "none.txt"], 1, "none.txt"),
         ([" "], 2, "the text is empty"),
+        (["a\udcff"], 2, "the text ('a\\udcff') is not valid UTF-8"),
         ([TEXT, "--attention-layer", "9"], 2, "--attention-layer 9 is out of range"),
     ],
 )

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmindex.encode.encoder import Encoder
+from tests.test_adapter import make_adapter
 
 from .conftest import TEMPLATES, Llmindex
 
@@ -86,8 +87,38 @@ def test_bad_input_is_answered_in_one_line(
 
 def test_a_failed_sweep_leaves_the_old_file(llmindex: Llmindex, data: Path, tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "encoder.json"
-    out.write_text("old")
+    old = json.dumps(Encoder.load(str(tiny_model)).spec.to_json())
+    out.write_text(old)
     ended = llmindex("sweep", data / "pairs.parquet", "--model", tiny_model, "--layers", "9", "-o", out)
     assert ended.code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.json"]
-    assert out.read_text() == "old"
+    assert out.read_text() == old
+    assert llmindex("sweep", data / "pairs.parquet", "--model", tiny_model, "-o", out).code == 0
+    assert out.read_text() != old
+
+
+def test_a_file_of_another_making_is_not_replaced(
+    llmindex: Llmindex, data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    for name, content in (("package.json", '{"name": "mine"}'), ("b.json", "\0"), ("c.json", ""), ("d.json", "[1]")):
+        out = tmp_path / name
+        out.write_text(content)
+        ended = llmindex("sweep", data / "pairs.parquet", "--model", tiny_model, "-o", out)
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err == f"Error: {out} is there and is no encoder.json; write to another file with -o\n"
+        assert out.read_text() == content
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    out = adapter / "encoder.json"
+    out.write_text(json.dumps(Encoder.load(str(adapter)).spec.to_json()))
+    before = out.read_bytes()
+    ended = llmindex("sweep", data / "pairs.parquet", "--model", tiny_model, "-o", out)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "says how the adapter beside it was trained" in ended.err
+    assert out.read_bytes() == before
+
+
+def test_a_place_that_takes_no_file_is_refused_at_once(llmindex: Llmindex, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"{'e' * 300}.json"
+    ended = llmindex("sweep", data / "pairs.parquet", "--model", "never looked for", "-o", out)
+    assert (ended.code, ended.out, ended.err) == (1, "", f"Error: cannot write {out}: File name too long\n")
+    assert list(tmp_path.iterdir()) == []

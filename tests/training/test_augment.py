@@ -15,7 +15,7 @@ from llmindex.corpus import CorpusOptions
 from llmindex.errors import CorpusError, IndexLocked, Interrupted, MissingPackage, UsageError
 from llmindex.progress import Progress
 from llmindex.store.files import lock
-from llmindex_training import augment, methods
+from llmindex_training import augment, methods, pairs_report
 from llmindex_training.augment import make_pairs
 from llmindex_training.filters import REASONS
 from llmindex_training.methods import Candidate, Document, PairsOptions, Plan
@@ -137,6 +137,35 @@ def test_a_cut_off_run_ends_like_a_whole_one(
 
 
 @pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("damage", ["cut", "emptied", "other columns", "a flipped page"])
+def test_damaged_parts_are_made_again_first(
+    damage: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, output = tmp_path / "whole.parquet", tmp_path / "pairs.parquet"
+    make_pairs(corpus, whole)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt)
+        with pytest.raises(Interrupted, match="24 documents"):
+            make_pairs(corpus, output)
+    part = tmp_path / "pairs.parquet.parts" / "part-00001.parquet"
+    content = part.read_bytes()
+    if damage == "other columns":
+        pq.write_table(pa.table({"mine": [1]}), part)
+    elif damage == "a flipped page":
+        part.write_bytes(content[:4] + bytes(byte ^ 255 for byte in content[4:40]) + content[40:])
+    else:
+        part.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0, KeyboardInterrupt)
+        with pytest.raises(Interrupted, match="the pairs of 16 documents"):
+            make_pairs(corpus, output)
+    assert [record.getMessage() for record in caplog.records] == [f"{part} is damaged; its pairs are made again"]
+    report = make_pairs(corpus, output)
+    assert report.added == COUNT - 16
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -173,7 +202,20 @@ def test_a_changed_corpus_is_refused(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_foreign_file_is_not_overwritten(corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "pairs.parquet"
-    for content in (b"PAR1 no", corpus.read_bytes()):
+    foreign = [b"PAR1 no", corpus.read_bytes()]
+    for said in (
+        "{}",
+        "[]",
+        "null",
+        "no",
+        "\xff",
+        "[" * 100_000,
+        '{"record": {}}',
+        '{"record": [], "report": {"samples": []}}',
+    ):
+        pq.write_table(pa.table({"mine": [1]}).replace_schema_metadata({"llmindex.pairs": said}), output)
+        foreign.append(output.read_bytes())
+    for content in foreign:
         output.write_bytes(content)
         for overwrite in (False, True):
             with pytest.raises(UsageError, match="not a file of pairs made here; name another file with -o"):
@@ -246,7 +288,7 @@ def test_samples_are_few_and_short(tmp_path: Path) -> None:
     table = pa.table({"text": ["one word after the other " * 200] * 40})
     report = make_pairs(table, tmp_path / "p.parquet", PairsOptions(methods=("noise",)))
     assert len(report.samples) == 2 * len(report.accepted)
-    assert all(len(sample.text) <= augment._SAMPLE_CHARACTERS for sample in report.samples)
+    assert all(len(sample.text) <= pairs_report._SAMPLE_CHARACTERS for sample in report.samples)
 
 
 def test_the_corpus_is_never_written_over(corpus: Path) -> None:

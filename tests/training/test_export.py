@@ -24,6 +24,7 @@ from llmindex.progress import Progress
 from llmindex_training import export as exporting
 from llmindex_training.export import export
 from llmindex_training.export_parity import Embed
+from tests.full_disk import files_up_to
 from tests.test_adapter import make_adapter
 from tests.test_whitening import make_whitened
 
@@ -305,6 +306,21 @@ def test_a_disk_that_refuses(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("writer", ["_write", "_save_tokenizer"])
+def test_a_disk_that_is_full(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str) -> None:
+    write = getattr(exporting, writer)
+
+    def limited(*arguments: object) -> None:
+        with files_up_to(2_000):
+            write(*arguments)
+
+    monkeypatch.setattr(exporting, writer, limited)
+    with pytest.raises(StorageError) as caught:
+        export(options_of(tiny_model), tmp_path / "out", "transformers")
+    assert str(caught.value) == f"cannot write {tmp_path / 'out'}: File too large"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_sentence_transformers(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackage, match=r"pip install sentence-transformers"):
@@ -317,6 +333,12 @@ def test_a_model_with_code_of_its_own(tiny_model: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(LlamaModel, "__module__", "transformers_modules.theirs.modeling")
     with pytest.raises(ModelError, match="runs Python code of its own"):
         export(options_of(tiny_model), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_name_is_not_utf8(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\\udcff is not UTF-8; name another one$"):
+        export(options_of(tiny_model), tmp_path / "x\udcff", "transformers")
     assert list(tmp_path.iterdir()) == []
 
 

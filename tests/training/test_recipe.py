@@ -79,6 +79,8 @@ def test_an_unknown_key_names_the_nearest(setting: str, nearest: str) -> None:
         ("optim.steps=" + "9" * 5000, 'optim.steps must be a whole number, not "999'),
         ("optim.batch_size=" + "9" * 400, "optim.batch_size must be a number up to 1099511627776, not a larger one"),
         ("optim.learning_rate=" + "9" * 400, "optim.learning_rate must be a number up to 1099511627776"),
+        ("model.pooling=0x" + "f" * 5000, "a number must be up to 1099511627776"),
+        ("data.seed=" + "[" * 3000, "a value is nested too deeply; no key takes more than a list"),
         ("optim.steps=9999999", "optim.steps must be at most 1000000, not 9999999"),
         ("model.prompt=\udcff {text}", "model.prompt must be UTF-8, not '\\udcff {text}'"),
         ("model.lora_targets=['\udcff']", "model.lora_targets must be UTF-8, not '\\udcff'"),
@@ -175,6 +177,12 @@ def test_files(tmp_path: Path) -> None:
         (b"\xff", "cannot read recipe"),
         (b"optim = 3\n", "optim must be a table"),
         (b"[optim.steps]\n", "optim.steps must be a whole number"),
+        (
+            b"[optim]\nsteps = %s" % (b"9" * 5000),
+            "a number must be up to 1099511627776, not one of thousands of digits",
+        ),
+        (b"[data]\nseed = %s" % (b"[" * 5000), "a value is nested too deeply"),
+        (b"[data]\nseed = %s%s" % (b"[" * 480, b"]" * 480), r"data\.seed must be a whole number|nested too deeply"),
     ]:
         path.write_bytes(content)
         with pytest.raises(RecipeError, match=why):

@@ -1,6 +1,7 @@
 """Pairs out of a document's own structure: both sides stand in the text, and never overlap."""
 
 import random
+import time
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,31 @@ def test_spans_are_neighbours_in_the_text(parts: list[str], seed: int) -> None:
     assert f"{spans[0]} {spans[1]}" in whole
     for span in spans:
         assert len(span) <= structure.MAX_CHARACTERS + len(parts)
+
+
+@given(st.lists(st.integers(1, 40), max_size=40), st.integers(0, 10**6))
+def test_a_cut_leaves_enough_on_both_sides(lengths: list[int], seed: int) -> None:
+    """The same as by adding up both sides of each cut anew."""
+    parts = [f"{'x' * length}." for length in lengths]
+    least = structure.MIN_CHARACTERS
+    cuts = [cut for cut in range(len(parts)) if min(len("".join(parts[:cut])), len("".join(parts[cut:]))) >= least]
+    spans = structure.two_spans(" ".join(parts), random.Random(seed))
+    if not cuts:
+        assert spans is None
+        return
+    assert spans is not None
+    cut = random.Random(seed).choice(cuts)
+    before, after = " ".join(parts[:cut]), " ".join(parts[cut:])
+    assert before.endswith(spans[0])
+    assert after.startswith(spans[1])
+    for side, span in ((before, spans[0]), (after, spans[1])):
+        assert span == side or len(span.replace(" ", "")) > structure.MAX_CHARACTERS - 41
+
+
+def test_a_document_of_very_many_sentences() -> None:
+    started = time.process_time()
+    assert structure.two_spans("x. " * 200_000, random.Random(0)) is not None
+    assert time.process_time() - started < 10  # by adding up for each cut anew, more than ten minutes
 
 
 def test_spans_are_long_enough_and_need_two_sentences() -> None:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmindex.errors import CorpusError
+from llmindex.errors import CorpusError, UsageError
 from llmindex_training import pairs, text_columns
 from llmindex_training.evaluation_data import read_clustering
 
@@ -39,6 +39,13 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     chunks = pa.chunked_array([good, bad])
     with pytest.raises(CorpusError, match="row 1,004: "):
         text_columns.strings(file, "text", chunks, row=1000)
+
+
+def test_a_file_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "\udcff.parquet"
+    file.write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match=r"\\udcff\.parquet is not UTF-8; name another one$"):
+        text_columns.read(file)
 
 
 def test_a_column_that_is_there_twice(tmp_path: Path) -> None:

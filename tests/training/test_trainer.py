@@ -22,8 +22,8 @@ from llmindex_training import recipe as recipes
 from llmindex_training.evaluate_clustering import kmeans_v_measure
 from llmindex_training.evaluation_data import LabelledTexts
 from llmindex_training.recipe import Recipe
+from llmindex_training.reporting import TrainReport
 from llmindex_training.scoring import CheckpointScore, ClusteringScore
-from llmindex_training.trainer import TrainReport
 from tests.training_runs import COUNT, TOPICS, tiny_recipe, write_pairs
 
 TEXTS = ["The goal of the day", "A vote", "Number 7: bread, once more"]
@@ -357,6 +357,9 @@ def test_quantized_without_its_package(
 
 
 def test_a_folder_of_something_else(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\\udcff is not UTF-8; name another one$"):
+        trainer.train([pairs], tmp_path / "runs" / "x\udcff", tiny_recipe(tiny_model))
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     for overwrite in (False, True):
         for place in (tmp_path, tmp_path / "notes.txt"):

@@ -2,18 +2,22 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from llmindex.encode.encoder import Encoder
 from llmindex.errors import AdapterError, CorruptStore, LlmindexError, ModelError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import trainer
 from llmindex_training.recipe import Recipe
-from llmindex_training.trainer import TrainReport
+from llmindex_training.reporting import TrainReport
 from tests.training_runs import tiny_recipe, write_pairs
 
 WEIGHTS = "adapter_model.safetensors"
+# JSON that Python gives up on.
+DEEP = "[" * 100_000
 Damage = Callable[[Path], object]
 
 
@@ -75,6 +79,7 @@ def whole(trained: Trained, tmp_path: Path) -> Path:
         ("scheduler.pt", Path.unlink),
         ("checksums.json", halved),
         ("checksums.json", lambda path: path.write_text("[]")),
+        ("checksums.json", lambda path: path.write_text(DEEP)),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(
@@ -100,14 +105,16 @@ def test_a_checkpoint_that_the_adapter_needs_is_gone(trained: Trained, tiny_mode
     assert trainer.train([trained.pairs], run, recipe, overwrite=True).kept_steps == (8, 12)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"base_sha256": "a"}', "\0"], ids=repr)
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"base_sha256": "a"}', "\0", DEEP], ids=lambda text: repr(text)[:20]
+)
 def test_a_damaged_run_json(trained: Trained, stopped: Path, text: str) -> None:
     (stopped / "run.json").write_text(text, encoding="utf-8")
     with pytest.raises(CorruptStore, match=r"run\.json is damaged; start afresh with --overwrite$"):
         trained.go_on(stopped)
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "null", '{"step": "x"}', "no", '{"step": null}'])
+@pytest.mark.parametrize("line", ["{}", "[]", "null", '{"step": "x"}', "no", '{"step": null}', DEEP])
 def test_a_damaged_line_of_the_log(trained: Trained, stopped: Path, line: str) -> None:
     log = stopped / "log.jsonl"
     log.write_text(line + "\n" + log.read_text(encoding="utf-8"), encoding="utf-8")
@@ -153,10 +160,45 @@ def test_a_lost_log(trained: Trained, whole: Path) -> None:
         trained.go_on(whole)
 
 
-@pytest.mark.parametrize("settings", [("optim.steps=1", "optim.warmup_steps=1"), ("loss.false_negative_margin=-2",)])
-def test_training_that_changes_nothing(tiny_model: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+@dataclass
+class AllAlike:
+    """A score that finds every checkpoint as good as the others."""
+
+    identity: str = "nothing"
+
+    def __call__(self, encoder: Encoder) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize("base", ["a backbone", "an adapter"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optim.steps=1", "optim.warmup_steps=1"),
+        ("loss.false_negative_margin=-2",),
+        ("loss.false_negative_margin=-2", "optim.average=3"),
+        ("optim.warmup_steps=3", "optim.evaluate_every=1"),
+    ],
+    ids=" ".join,
+)
+def test_training_that_changes_nothing(
+    trained: Trained, tiny_model: Path, tmp_path: Path, base: str, settings: tuple[str, ...]
+) -> None:
+    start = trained.whole / "adapter" if base == "an adapter" else tiny_model
+    with pytest.raises(ModelError, match=r"^training has changed nothing: ") as caught:
+        trainer.train([trained.pairs], tmp_path / "run", tiny_recipe(start, *settings), score=AllAlike())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.parametrize("held_out", [8, 0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_that_diverges(tiny_model: Path, tmp_path: Path, held_out: int, dtype: str) -> None:
     pairs = write_pairs(tmp_path / "pairs.parquet")
-    with pytest.raises(LlmindexError) as caught:
-        trainer.train([pairs], tmp_path / "run", tiny_recipe(tiny_model, *settings))
-    assert isinstance(caught.value, ModelError)
-    assert str(caught.value).startswith("training has changed nothing: ")
+    settings = ("optim.learning_rate=1e30", "optim.warmup_steps=0", "optim.steps=1")
+    recipe = tiny_recipe(tiny_model, *settings, f"data.held_out={held_out}", f"optim.dtype={dtype}")
+    with pytest.raises(ModelError) as caught:
+        trainer.train([pairs], tmp_path / "run", recipe)
+    remedy = "lower optim.learning_rate, or set optim.dtype to float32"
+    assert str(caught.value) == f"the vectors after step 1 are not finite: {remedy}"
+    assert not (tmp_path / "run" / "adapter").exists()

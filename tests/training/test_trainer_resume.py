@@ -18,8 +18,9 @@ from llmindex.progress import Progress
 from llmindex.store import files as store_files
 from llmindex_training import trainer
 from llmindex_training.recipe import Recipe
+from llmindex_training.reporting import TrainReport
 from llmindex_training.run_folder import RunFolder
-from llmindex_training.trainer import TrainReport
+from tests.full_disk import files_up_to
 from tests.training_runs import tiny_recipe, write_pairs
 
 HERE = Path(__file__).parents[2]
@@ -230,6 +231,32 @@ def test_a_full_disk_while_checkpointing(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["checkpoint-4"]
     runs.train(run)
     runs.check_equal(run)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "told"),
+    [
+        (torch, "save", "the disk is full, or a file cannot be written"),
+        (trainer.ContrastiveTrainer, "_save", "File too large"),
+    ],
+)
+def test_a_disk_that_takes_no_more(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, told: str
+) -> None:
+    run = tmp_path / "run"
+    write = getattr(owner, name)
+
+    def limited(*arguments: object, **options: object) -> None:
+        with files_up_to(100):
+            write(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, limited)
+    with pytest.raises(StorageError) as caught:
+        runs.train(run)
+    assert str(caught.value) == (
+        f"cannot write the checkpoint of step 4 to {run}/checkpoints: {told}; there is no checkpoint yet; free space "
+        "and run the same command again"
+    )
 
 
 def test_a_full_disk_while_logging(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

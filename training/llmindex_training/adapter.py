@@ -111,9 +111,9 @@ def load_base(recipe: Recipe, device: str) -> Encoder:
     try:
         encoder = Encoder.from_options(options)
     except UsageError as error:
-        raise RecipeError(_in_keys(str(error))) from error
+        raise RecipeError(in_keys(str(error))) from error
     except ModelError as error:
-        raise type(error)(_in_keys(str(error))) from error
+        raise type(error)(in_keys(str(error))) from error
     if too_long := [dim for dim in recipe.loss.matryoshka if dim > encoder.spec.dim]:
         raise RecipeError(
             f"loss.matryoshka has {too_long[0]}, more than the {encoder.spec.dim} dimensions of the vectors"
@@ -248,7 +248,8 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Seq
                 "model.whitening is %d, but the vectors get %d values: %d texts, whose vectors have %d, allow no more",
                 *(model.whitening, encoder.whitening.dim, len(texts), encoder.spec.dim),
             )
-        encoder.whitening.save(making)
+        with replacing(making / adapters.WHITENING_NAME) as temporary:
+            encoder.whitening.save(temporary)
         encoder.spec = replace(encoder.spec, dim=encoder.whitening.dim, whitened=True)
     made = adapters.read(making)
     spec = replace(encoder.spec, adapter=str(folder.resolve()), adapter_sha256=made.sha256, max_tokens=model.max_tokens)
@@ -297,14 +298,31 @@ def average(checkpoints: Sequence[Path], folder: Path) -> Path:
     return folder
 
 
+def is_changed(checkpoints: Sequence[Path], model: Model) -> bool:
+    """Whether any checkpoint is another adapter than the one that training began with, the base's or a fresh one.
+
+    Their second factors tell: a fresh adapter's are zero, and no step changes the first ones alone.
+    """
+    from peft import load_peft_weights
+
+    start = _find(model).adapter
+    before = load_peft_weights(str(start.folder), device="cpu") if start is not None else {}
+    return any(
+        not torch.equal(weight, before.get(name, torch.zeros_like(weight)).to(weight.dtype))
+        for checkpoint in checkpoints
+        for name, weight in load_peft_weights(str(checkpoint), device="cpu").items()
+        if ".lora_B." in name
+    )
+
+
 def _find(model: Model) -> models.Found:
     try:
         return models.find(model.base, model.revision or None)
     except ModelError as error:
-        raise type(error)(_in_keys(str(error))) from error
+        raise type(error)(in_keys(str(error))) from error
 
 
-def _in_keys(message: str) -> str:
+def in_keys(message: str) -> str:
     """A message of the encoder with the recipe's keys for the options of the commands that embed."""
     for option, key in _KEYS.items():
         message = message.replace(option, key)

@@ -165,11 +165,15 @@ def of_text(
         on_progress: called with the stages "base" and "adapted".
 
     Raises:
-        UsageError: the text is empty, or there is no such layer.
+        UsageError: the text is empty or not UTF-8, or there is no such layer.
         ModelError: the encoder cannot be loaded, or does not tell its attention.
     """
     if not text.strip():
         raise UsageError("the text is empty: there is nothing to attend to")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the text ({text!r}) is not valid UTF-8") from error
     report, rows = _measure(options, [text], layer, role, on_progress)
     base, adapted = rows[0], rows[-1] if report.adapted is not None else None
     tokens = tuple(

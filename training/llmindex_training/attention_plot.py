@@ -23,19 +23,23 @@ _INCHES_A_TOKEN: Final = 0.24
 # matplotlib's Agg refuses pictures of 65,536 pixels and more a side.
 _MOST_INCHES: Final = 400
 _DPI: Final = 150
+# What a PNG image begins with.
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
 def check_path(path: Path) -> None:
     """Refuse at once what would only fail after the model has run.
 
     Raises:
-        UsageError: the suffix is not ".png", or the folder does not exist.
+        UsageError: the suffix is not ".png", the folder does not exist, or the file is there and is no picture.
         MissingPackage: matplotlib is absent.
     """
     if path.suffix.lower() != ".png":
         raise UsageError(f"--plot {path}: the picture is a .png image; end the name with it")
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: there is no folder {path.parent}; make it first")
+    if path.is_file() and not _is_png(path):
+        raise UsageError(f"--plot {path}: that file is there and is no .png image; name another one")
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingPackage(f"--plot {path} needs matplotlib: pip install matplotlib")
 
@@ -44,15 +48,25 @@ def write_plot(path: Path, report: AttentionReport) -> None:
     """Draw the attention of one text's pooled token as a PNG image, whole or not at all.
 
     Raises:
-        UsageError: the report is of several texts, the suffix is not ".png", or the folder does not exist.
+        UsageError: the report is of several texts, or its text has no token but the first; or as :func:`check_path`.
         MissingPackage: matplotlib is absent.
         StorageError: the disk refused.
     """
     check_path(path)
     if not report.tokens:
         raise UsageError(f"--plot {path}: there is a bar a token, so one text alone can be drawn")
+    if all(token.part == "first" for token in report.tokens):
+        raise UsageError(f"--plot {path}: the first token is left out, and this text has no other; give a longer one")
     with replacing(path) as temporary, _any_script():
         figure(report).savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _is_png(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_PNG)) == _PNG
+    except OSError:
+        return False
 
 
 def figure(report: AttentionReport) -> "Figure":

@@ -9,12 +9,13 @@ the output, in one move, with the report inside it; then the working folder goes
 
 import itertools
 import json
+import logging
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from llmindex.errors import CorpusError, Interrupted, UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.files import LOCK_NAME, check_name, is_temporary, lock, make_folder, replacing
 from llmindex_training.methods import Document, PairsOptions, Plan
+from llmindex_training.pairs_report import PairsReport, Sample, Tally
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "text_pair", "source")])
 """Columns of a file of pairs."""
@@ -36,87 +40,9 @@ _MANIFEST = "manifest.json"
 _PARTS = "part-*.parquet"
 _REPORT_KEY = b"llmindex.pairs"
 _WINDOW_ROWS = 4096
-_SAMPLES = 2
-_SAMPLE_CHARACTERS = 300
 
 _CORPUS_DEFAULTS = CorpusOptions()
 _DEFAULTS = PairsOptions()
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A candidate to look at, its texts shortened.
-
-    Attributes:
-        source: how it was made: "instruct:simpler".
-        reason: why it was rejected, one of ``filters.REASONS``; None if it was accepted.
-        text: the document, or a part of it.
-        text_pair: what was made of it.
-    """
-
-    source: str
-    reason: str | None
-    text: str
-    text_pair: str
-
-
-@dataclass(frozen=True, slots=True)
-class PairsReport:
-    """What a file of pairs holds and how it came about.
-
-    Attributes:
-        path: the file.
-        documents: documents that pairs were made of.
-        pairs: accepted pairs, the rows of the file.
-        added: documents that this run went through; the others were done before.
-        complete_before: whether there was nothing left to do.
-        bad_rows: rows of the corpus that are no documents, by kind.
-        methods: what was used.
-        title_column: column that the titles came from, or None.
-        accepted: pairs by source.
-        rejected: candidates that were left out, by source and reason.
-        samples: some of each source and reason.
-        seconds: time of this run.
-    """
-
-    path: Path
-    documents: int
-    pairs: int
-    added: int
-    complete_before: bool
-    bad_rows: Mapping[str, int]
-    methods: Sequence[str]
-    title_column: str | None
-    accepted: Mapping[str, int]
-    rejected: Mapping[str, Mapping[str, int]]
-    samples: Sequence[Sample]
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self) | {"path": str(self.path)}
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Counts and samples, gathered from the parts."""
-
-    accepted: Counter[str] = field(default_factory=Counter)
-    rejected: dict[str, Counter[str]] = field(default_factory=dict)
-    samples: list[Sample] = field(default_factory=list)
-
-    def add(self, table: pa.Table) -> None:
-        shown = Counter((sample.source, sample.reason) for sample in self.samples)
-        for row in table.to_pylist():
-            source, reason = row["source"], row["reason"]
-            if reason is None:
-                self.accepted[source] += 1
-            else:
-                self.rejected.setdefault(source, Counter())[reason] += 1
-            if shown[source, reason] < _SAMPLES:
-                shown[source, reason] += 1
-                texts = (row[name][:_SAMPLE_CHARACTERS] for name in ("text", "text_pair"))
-                self.samples.append(Sample(source, reason, *texts))
 
 
 def make_pairs(
@@ -154,7 +80,7 @@ def make_pairs(
         plan = Plan.of(options, opened.schema)
         record = plan.record() | {"corpus": opened.record}
         made = _made_here(output) if output.exists() else None
-        if made and not overwrite and not _parts_of(output).exists():
+        if made is not None and not overwrite and not _parts_of(output).exists():
             return _complete(made, output, record, time.perf_counter() - started)
         with _working_folder(output) as folder:
             if overwrite:
@@ -225,11 +151,15 @@ class _Run:
         self._done = self._fresh = self._tokens = 0
 
     def go(self, part_rows: int) -> None:
-        """Make the parts that are not there yet.
+        """Make the parts that are not there yet, and those that were damaged since.
 
         Raises:
             Interrupted: Ctrl-C came; finished parts stay.
         """
+        for path in sorted(self.folder.glob(_PARTS)):
+            if not _is_whole(path):
+                logger.warning("%s is damaged; its pairs are made again", path)
+                path.unlink()
         try:
             for number, documents in enumerate(_in_parts(self._documents(), part_rows)):
                 self.documents += len(documents)
@@ -279,6 +209,15 @@ class _Run:
             )
 
 
+def _is_whole(part: Path) -> bool:
+    try:
+        table = pq.read_table(part)
+        table.validate(full=True)
+    except (OSError, pa.ArrowException):
+        return False
+    return bool(table.schema.equals(_PART_SCHEMA))
+
+
 def _in_parts(documents: Iterator[Document], part_rows: int) -> Iterator[list[Document]]:
     while part := list(itertools.islice(documents, part_rows)):
         yield part
@@ -320,12 +259,10 @@ def _change(key: str, old: Any, new: Any) -> str:  # noqa: ANN401
 def _made_here(output: Path) -> dict[str, Any]:
     """What a finished file says of itself; anything else is never written over."""
     try:
-        kept = (pq.read_metadata(output).metadata or {}).get(_REPORT_KEY)
-    except (OSError, pa.ArrowException):
-        kept = None
-    if kept is None:
-        raise UsageError(f"{output} is there and not a file of pairs made here; name another file with -o")
-    known: dict[str, Any] = json.loads(kept)
+        known: dict[str, Any] = json.loads((pq.read_metadata(output).metadata or {})[_REPORT_KEY])
+        known["record"].keys(), known["report"]["samples"]
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{output} is there and not a file of pairs made here; name another file with -o") from error
     return known
 
 
@@ -338,7 +275,7 @@ def _complete(known: dict[str, Any], output: Path, record: Mapping[str, Any], se
 
 def _assemble(output: Path, record: Mapping[str, Any], run: _Run, started: float) -> PairsReport:
     """Make the file of the parts' accepted pairs, with the report in its metadata."""
-    tally = _Tally()
+    tally = Tally()
     parts = sorted(run.folder.glob(_PARTS))
     with replacing(output) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for part in parts:
@@ -365,7 +302,7 @@ def _assemble(output: Path, record: Mapping[str, Any], run: _Run, started: float
     )
 
 
-def _no_pairs(documents: int, tally: _Tally) -> CorpusError:
+def _no_pairs(documents: int, tally: Tally) -> CorpusError:
     reasons = Counter[str]()
     for counts in tally.rejected.values():
         reasons.update(counts)
@@ -383,6 +320,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         value["record"], value["part_rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} is damaged; add --overwrite to start afresh") from error
     return value

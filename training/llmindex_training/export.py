@@ -22,13 +22,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from llmindex.encode import models
+from llmindex.encode.adapter import WHITENING_NAME
 from llmindex.encode.encoder import Encoder, Role
 from llmindex.encode.models import one_line
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import LlmindexError, MissingPackage, ModelError, UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Vectors
-from llmindex.store.files import make_folder, storage_error, sync
+from llmindex.store.files import check_name, make_folder, refused, storage_error, sync
 from llmindex_training import export_card
 from llmindex_training.export_modules import OWN_POOLING, write_json, write_modules
 from llmindex_training.export_parity import ROLES, TEXTS, with_sentence_transformers, with_transformers
@@ -104,6 +105,7 @@ def export(
     path = Path(folder)
     if to not in TARGETS:
         raise UsageError(f'unknown target "{to}"; one of {", ".join(TARGETS)}')
+    check_name(path)
     if to == "sentence-transformers":
         _require_sentence_transformers()
     _check_apart(path, options)
@@ -213,7 +215,7 @@ def _write(encoder: Encoder, folder: Path, to: Target) -> None:
         if not same:
             _save_tokenizer(templated(source, wrappings["query"]), folder / "query")
         if encoder.whitening is not None:
-            encoder.whitening.save(folder)
+            encoder.whitening.save(folder / WHITENING_NAME)
     else:
         made = templated(source, wrappings["document"]) if same else conversational(source, encoder, wrappings)
         _save_tokenizer(made, folder)
@@ -301,7 +303,9 @@ def _appearing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
                 sync(file)
         _check_free(folder, overwrite=overwrite)
         _replace(folder, making)
-    except OSError as error:
+    except Exception as error:
+        if refused(error) is None:
+            raise
         raise storage_error(folder, error) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)

@@ -22,7 +22,7 @@ from llmindex.encode.encoder import Encoder
 from llmindex.errors import CorpusError, UsageError
 from llmindex.index.faiss_index import VectorIndex
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.files import replacing
+from llmindex.store.files import check_name, replacing
 from llmindex.store.reader import VectorStore
 from llmindex_training import pairs as pair_files
 from llmindex_training import text_columns
@@ -103,6 +103,7 @@ def mine(
     _check_options(k, margin, negatives)
     sources = [Path(file) for file in files]
     path = Path(output)
+    check_name(path)
     if any(source.exists() and path.exists() and source.samefile(path) for source in sources):
         raise UsageError(f"{path} is one of the pairs files; write to another file")
     _check_replaceable(path, Path(index))

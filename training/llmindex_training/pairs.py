@@ -4,6 +4,7 @@ The deal is a pure function of the pairs and the recipe: a resumed run gets the 
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,11 @@ from llmindex.errors import CorpusError
 from llmindex_training import text_columns
 from llmindex_training.recipe import Data
 
+logger = logging.getLogger(__name__)
+
 TEXT, PAIR, SOURCE, NEGATIVE = "text", "text_pair", "source", "negative"
+# Sources that a message lists.
+_NAMED = 5
 HINT = f"; pairs need the columns {TEXT} and {PAIR}"
 
 
@@ -99,6 +104,18 @@ def deal(pairs: Pairs, data: Data, batch_size: int, steps: int) -> Deal:
     dealt = np.concatenate(passes)
     too_small = _too_small(pairs.table[SOURCE].take(pa.array(order)), batch_size) if data.batches == "source" else {}
     return Deal(dealt[:steps] if steps else dealt, np.sort(held_out), too_small)
+
+
+def tell_too_small(deal: Deal, batch_size: int) -> None:
+    """Warn of the pairs that no step has, since their sources are smaller than a batch."""
+    if deal.too_small:
+        named = ", ".join(f'"{source}" {count:,}' for source, count in list(deal.too_small.items())[:_NAMED])
+        more = f" and {len(deal.too_small) - _NAMED:,} more" if len(deal.too_small) > _NAMED else ""
+        logger.warning(
+            'data.batches is "source", and %s pairs are not trained on, since their sources do not fill a batch of %d: '
+            '%s%s; lower optim.batch_size, or take "mixed"',
+            *(f"{sum(deal.too_small.values()):,}", batch_size, named, more),
+        )
 
 
 def text_keys(texts: Sequence[str]) -> NDArray[np.int64]:

@@ -186,14 +186,18 @@ def load(name: str, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f'no recipe "{name}": not a file, nor one of {", ".join(names())}')
     try:
         values = tomllib.loads(text)
+        for setting in settings:
+            section, key, value = _parse(setting)
+            table = values.setdefault(section, {})
+            if isinstance(table, dict):
+                table[key] = value
+        return from_values(values, name)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {name} is not valid TOML: {error}") from error
-    for setting in settings:
-        section, key, value = _parse(setting)
-        table = values.setdefault(section, {})
-        if isinstance(table, dict):
-            table[key] = value
-    return from_values(values, name)
+    except RecursionError as error:
+        raise RecipeError(f"recipe {name}: a value is nested too deeply; no key takes more than a list") from error
+    except ValueError as error:  # Python neither reads nor writes a number of thousands of digits
+        raise RecipeError(f"recipe {name}: a number must be up to {_MOST}, not one of thousands of digits") from error
 
 
 def from_values(values: Mapping[str, Any], name: str) -> Recipe:

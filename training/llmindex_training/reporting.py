@@ -1,12 +1,49 @@
-"""How far a training run is, told to whoever watches."""
+"""How far a training run is, told to whoever watches, and what it came to."""
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from llmindex.progress import Progress, ProgressCallback
 from llmindex_training.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a run came to.
+
+    Attributes:
+        run: its folder.
+        adapter: what ``--model`` takes.
+        pairs: how many were given.
+        steps: how many were taken, by all its processes together.
+        kept_steps: the step whose adapter was kept, or those whose mean was.
+        scores: score by step.
+        tokens: model tokens this call trained on, all processes together.
+        tokens_per_s: of the training steps alone.
+        seconds: wall time of this call.
+        cosine: of the trained to the saved encoder, the lowest of some texts.
+        complete_before: whether there was nothing left to do.
+    """
+
+    run: Path
+    adapter: Path
+    pairs: int
+    steps: int
+    kept_steps: tuple[int, ...]
+    scores: dict[int, float]
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    seconds: float = 0.0
+    cosine: float = 1.0
+    complete_before: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self) | {"run": str(self.run), "adapter": str(self.adapter)}
 
 
 def to_tensorboard(folder: RunFolder) -> TrainerCallback:

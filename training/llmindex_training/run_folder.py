@@ -189,7 +189,7 @@ class RunFolder:
             try:
                 entry = json.loads(line)
                 entries.append({"step": int(entry["step"])} | entry)
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 if line.endswith("\n"):
                     raise CorruptStore(f"{self.path / LOG}, line {number} is damaged; remove that line") from error
         return entries
@@ -228,7 +228,7 @@ class RunFolder:
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
             return {key: str(state[key]) for key in ("base_sha256", "pairs_sha256", "score")}
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CorruptStore(f"{file} is damaged; {_AFRESH}") from error
 
     def _clear(self) -> None:
@@ -270,7 +270,7 @@ def _fault(checkpoint: Path) -> str:
     try:
         sums = json.loads(file.read_text(encoding="utf-8"))
         damaged = next((name for name, sha256 in sums.items() if hash_file(checkpoint / name) != sha256), None)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         return f"{getattr(error, 'filename', None) or file} is gone or damaged"
     return f"{checkpoint / damaged} is damaged" if damaged else ""
 

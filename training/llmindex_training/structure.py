@@ -4,6 +4,7 @@ Nothing is written anew, so these pairs cost nothing and cannot be wrong about t
 so that a model cannot match them by words that both took from the same place.
 """
 
+import itertools
 import random
 import re
 
@@ -30,11 +31,10 @@ def two_spans(text: str, chance: random.Random) -> tuple[str, str] | None:
     They are neighbours because a long document wanders from subject to subject, and its ends need not share one.
     """
     sentences = _sentences(text)
-    lengths = [len(sentence) for sentence in sentences]
+    # Characters before each cut, and all of them: added up once, for a document may have very many sentences.
+    *before_cuts, whole = itertools.accumulate(map(len, sentences), initial=0)
     cuts = [
-        cut
-        for cut in range(1, len(sentences))
-        if sum(lengths[:cut]) >= MIN_CHARACTERS and sum(lengths[cut:]) >= MIN_CHARACTERS
+        cut for cut, before in enumerate(before_cuts) if before >= MIN_CHARACTERS and whole - before >= MIN_CHARACTERS
     ]
     if not cuts:
         return None

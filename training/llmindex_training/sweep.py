@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from llmindex.encode import adapter as adapters
 from llmindex.encode import prompts
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.encode.spec import POOLINGS, EncoderSpec, Pooling
-from llmindex.errors import UsageError
+from llmindex.errors import AdapterError, UsageError
 from llmindex.progress import ProgressCallback
 from llmindex.records import Vectors
 from llmindex.store.files import replacing
@@ -110,6 +111,22 @@ def sweep(
         ModelError: the model cannot be loaded.
     """
     return _Sweep(options, sets, grid, seeds, on_progress).run()
+
+
+def check_replaceable(file: Path) -> None:
+    """Refuse to write over anything but an encoder.json that a sweep may have written.
+
+    Raises:
+        UsageError: the file is there and something else, or the one that belongs to an adapter.
+    """
+    if not file.exists():
+        return
+    if file.name == adapters.SPEC_NAME and adapters.is_adapter(file.parent):
+        raise UsageError(f"{file} says how the adapter beside it was trained; write to another file with -o")
+    try:
+        adapters.read_spec(file)
+    except AdapterError as error:
+        raise UsageError(f"{file} is there and is no encoder.json; write to another file with -o") from error
 
 
 def save_spec(spec: EncoderSpec, file: Path) -> None:

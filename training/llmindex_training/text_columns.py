@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from llmindex.corpus.column_types import invalid_utf8, is_text
 from llmindex.errors import CorpusError
+from llmindex.store.files import check_name
 
 
 def open_file(path: Path) -> pq.ParquetFile:
@@ -17,9 +18,11 @@ def open_file(path: Path) -> pq.ParquetFile:
 
     Raises:
         CorpusError: it is missing, a folder, or not Parquet.
+        UsageError: its name is not UTF-8.
     """
     if not path.is_file():
         raise CorpusError(f"{path} is a folder; name a Parquet file" if path.is_dir() else f"there is no file {path}")
+    check_name(path)
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:

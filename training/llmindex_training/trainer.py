@@ -9,8 +9,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,56 +22,19 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llmindex.encode.encoder import Encoder
-from llmindex.errors import CorruptStore, Interrupted, MissingPackage, ModelError, StorageError
+from llmindex.errors import CorruptStore, Interrupted, MissingPackage, ModelError, NotFinite, StorageError
 from llmindex.progress import ProgressCallback
+from llmindex.store.files import check_name, refused
 from llmindex_training import adapter, distributed
 from llmindex_training import pairs as pair_files
 from llmindex_training import step as training_step
 from llmindex_training.pairs import Deal, Pairs
 from llmindex_training.recipe import Recipe
-from llmindex_training.reporting import Reporter, to_tensorboard
+from llmindex_training.reporting import Reporter, TrainReport, to_tensorboard
 from llmindex_training.run_folder import RunFolder, step_of
 from llmindex_training.scoring import CheckpointScore, HeldOutPairs
 
 logger = logging.getLogger(__name__)
-
-# Sources that a message lists.
-_NAMED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReport:
-    """What a run came to.
-
-    Attributes:
-        run: its folder.
-        adapter: what ``--model`` takes.
-        pairs: how many were given.
-        steps: how many were taken, by all its processes together.
-        kept_steps: the step whose adapter was kept, or those whose mean was.
-        scores: score by step.
-        tokens: model tokens this call trained on, all processes together.
-        tokens_per_s: of the training steps alone.
-        seconds: wall time of this call.
-        cosine: of the trained to the saved encoder, the lowest of some texts.
-        complete_before: whether there was nothing left to do.
-    """
-
-    run: Path
-    adapter: Path
-    pairs: int
-    steps: int
-    kept_steps: tuple[int, ...]
-    scores: dict[int, float]
-    tokens: int = 0
-    tokens_per_s: float = 0.0
-    seconds: float = 0.0
-    cosine: float = 1.0
-    complete_before: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self) | {"run": str(self.run), "adapter": str(self.adapter)}
 
 
 def train(
@@ -101,6 +64,7 @@ def train(
     """
     started = time.perf_counter()
     _check_packages()
+    check_name(Path(run).resolve())  # as encoder.json will name it
     recipe = adapter.settled(recipe)
     pairs = pair_files.read(files)
     deal = pair_files.deal(pairs, recipe.data, recipe.optim.batch_size, recipe.optim.steps)
@@ -114,7 +78,7 @@ def train(
         if distributed.from_first(lambda: folder.take(recipe, base, pairs.sha256, identity, overwrite=overwrite)):
             return _finished(folder, recipe, len(pairs))
         if distributed.rank() == 0:
-            _tell_too_small(deal, recipe.optim.batch_size)
+            pair_files.tell_too_small(deal, recipe.optim.batch_size)
         encoder = adapter.load_base(recipe, _device(recipe))
         wrapped = adapter.attach(encoder, recipe)
         trainer = ContrastiveTrainer(encoder, wrapped, recipe, folder, pairs, deal, score, on_progress)
@@ -228,22 +192,34 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         rows = self._pairs.table.take(pa.array(inputs["rows"]))
         result = training_step.backward(self._encoder, self._recipe, rows)
         if not torch.isfinite(result.loss):
-            raise ModelError(
-                f"the loss of step {self.state.global_step + 1} is {result.loss.item()}: lower optim.learning_rate, or "
-                "set optim.dtype to float32"
-            )
+            raise _diverged(f"the loss of step {self.state.global_step + 1} is {result.loss.item()}")
         self._tokens += result.tokens
         self._step_seconds += time.perf_counter() - started
         return result.loss
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
-        """The score of the encoder as it is now, as ``eval_score``."""
+        """The score of the encoder as it is now, as ``eval_score``.
+
+        Raises:
+            ModelError: its vectors are not finite.
+        """
         self._encoder.backbone.model.eval()
-        value = self._score(self._encoder) if self._score is not None else math.nan
+        with self.blamed():
+            value = self._score(self._encoder) if self._score is not None else math.nan
         metrics = {f"{metric_key_prefix}_score": value}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Where vectors are not finite after a step, blame the training, not the model that it began with."""
+        try:
+            yield
+        except NotFinite as error:
+            if not self.state.global_step:
+                raise NotFinite(adapter.in_keys(str(error))) from error
+            raise _diverged(f"the vectors after step {self.state.global_step} are not finite") from error
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep an entry in the run's log, beside transformers' own ways."""
@@ -269,8 +245,9 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
                 self._folder.seal(self.state.global_step)
                 self._folder.drop_old(max(2, self._recipe.optim.average + 1), self.state.best_global_step or None)
         except (OSError, RuntimeError, SafetensorError) as error:
-            # torch writes its files by itself; a full disk is a RuntimeError of many names there.
-            told = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+            # torch's writer keeps the system's reason to itself.
+            unsaid = "the disk is full, or a file cannot be written" if "inline_container" in str(error) else str(error)
+            told = refused(error) or unsaid
             if self.args.should_save:
                 self._folder.drop_cut_off()
             last = self._folder.last_checkpoint()
@@ -281,15 +258,8 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
             ) from error
 
 
-def _tell_too_small(deal: Deal, batch_size: int) -> None:
-    if deal.too_small:
-        named = ", ".join(f'"{source}" {count:,}' for source, count in list(deal.too_small.items())[:_NAMED])
-        more = f" and {len(deal.too_small) - _NAMED:,} more" if len(deal.too_small) > _NAMED else ""
-        logger.warning(
-            'data.batches is "source", and %s pairs are not trained on, since their sources do not fill a batch of %d: '
-            '%s%s; lower optim.batch_size, or take "mixed"',
-            *(f"{sum(deal.too_small.values()):,}", batch_size, named, more),
-        )
+def _diverged(what: str) -> ModelError:
+    return ModelError(f"{what}: lower optim.learning_rate, or set optim.dtype to float32")
 
 
 class _Items(Dataset[dict[str, NDArray[np.int64]]]):
@@ -352,20 +322,21 @@ def _keep_best(trainer: ContrastiveTrainer, encoder: Encoder, recipe: Recipe, fo
     """Make the run's adapter from its best checkpoint, or the mean of the last; returns the proof's cosine."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    weights, *others = [folder.checkpoint(step) for step in trainer.kept_steps]
-    if others:
-        weights = adapter.average([weights, *others], folder.averaged)
-    tensors = load_peft_weights(str(weights), device=str(encoder.placement.device))
-    if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
+    kept = [folder.checkpoint(step) for step in trainer.kept_steps]
+    if not adapter.is_changed(kept, recipe.model):
         raise ModelError(
             "training has changed nothing: either no pair has a negative in its batch, since all texts are alike, or "
-            "every step belongs to the warm-up; look at the pairs, or raise optim.steps"
+            "the step that is kept is the first of the warm-up, which has the learning rate 0; look at the pairs, or "
+            "raise optim.steps"
         )
+    weights = adapter.average(kept, folder.averaged) if len(kept) > 1 else kept[0]
     if recipe.model.quantize:
         encoder = adapter.unquantized(recipe, weights)
     else:
-        set_peft_model_state_dict(trainer.model, tensors)
-    return adapter.save(weights, encoder, recipe.model, folder.adapter, trainer.sample(8 * recipe.model.whitening))
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(weights), device=str(encoder.placement.device)))
+    texts = trainer.sample(8 * recipe.model.whitening)
+    with trainer.blamed():
+        return adapter.save(weights, encoder, recipe.model, folder.adapter, texts)
 
 
 def _averaged(last: int, recipe: Recipe) -> tuple[int, ...]:
