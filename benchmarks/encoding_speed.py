@@ -5,8 +5,7 @@ model, one dtype. The published embedder is rewritten from its description (Roth
 habits of its code): texts are cut, decoded, wrapped and tokenised again; batches of 32 come padded in the order of
 arrival; the language-model head over the whole vocabulary and the states of all layers are computed.
 "llmindex by transformers" packs its batches as llmindex does, into the layers of transformers.
-sentence-transformers runs the folder that `llmindex export` writes, at whichever of several batch sizes is its best on
-a part of the texts.
+sentence-transformers runs the folder that `llmindex export` writes, at whichever of several batch sizes is its best.
 
 All run in turn in one process, whose tokens (prompt included, padding not) are counted the same. The peak is the best
 of some square matrix products; a token takes two operations for each weight of the linear maps. On a machine with other
@@ -52,7 +51,7 @@ def ours(dtype: str, engine: Engine = "auto") -> Embed:
 
 
 def sentence_transformers(dtype: str, texts: Sequence[str], clock: str) -> Embed:
-    """The exported default, at its best batch size for a part of the texts."""
+    """The exported default, at its best batch size for these texts."""
     from sentence_transformers import SentenceTransformer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +125,7 @@ def main() -> None:
     work = 2 * sum(module.weight.numel() for module in linear)
     embedders = {
         "published": published(arguments.dtype),
-        "sentence-transformers": sentence_transformers(arguments.dtype, texts[: len(texts) // 3], arguments.clock),
+        "sentence-transformers": sentence_transformers(arguments.dtype, texts, arguments.clock),
         "llmindex by transformers": ours(arguments.dtype, "transformers"),
         "llmindex": ours(arguments.dtype),
     }

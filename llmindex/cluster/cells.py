@@ -15,7 +15,7 @@ from llmindex.index.planner import require_faiss
 from llmindex.records import Rows, Vectors
 
 _ROUNDS = 4
-_TRAINED_ON = 48
+_TRAINED_ON = 32
 """Vectors a cell that k-means sees."""
 
 
