@@ -45,7 +45,7 @@ class Cost:
 def run(arguments: list[str], env: Mapping[str, str]) -> tuple[Cost, str]:
     """Run a command line; what it cost, and what it wrote."""
     start, before = time.perf_counter(), os.times()
-    command = [sys.executable, "-m", "llmindex_cli", *arguments]
+    command = [str(Path(sys.executable).with_name("llmindex")), *arguments]
     out = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
     wall, after = time.perf_counter() - start, os.times()
     client = after.children_user + after.children_system - before.children_user - before.children_system

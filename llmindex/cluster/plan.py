@@ -13,6 +13,7 @@ from llmindex.cluster.lookup import CANDIDATES
 from llmindex.cluster.options import ClusterOptions
 from llmindex.cluster.reduce import COMPONENTS, UMAP_DIM
 from llmindex.cluster.spanning_tree import EXACT_LIMIT
+from llmindex.cluster.workers import processors
 from llmindex.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ _STORED: Final = 300
 
 _CLUSTERED: Final = 2_000
 """Bytes of a clustered vector besides its numbers: neighbours, edges, its rows of the trees."""
+
+_THREAD: Final = 110_000_000
+"""Bytes of each further thread: the neighbours that a block of vectors may have, before they are sorted."""
 
 _COPIES: Final = 4
 """Of its numbers: as given, centred, in the order of cells, and what is being made of them."""
@@ -100,7 +104,8 @@ def memory(count: int, dim: int, options: ClusterOptions, step: int = 1) -> int:
     numbers = COMPONENTS if options.reduce == "pca" else dim
     each = _COPIES * _FLOAT * min(numbers, dim) + _CLUSTERED + (_UMAP if options.reduce == "umap" else 0)
     # The others are looked up among those that were clustered; what that takes is less than the clustering took.
-    return _BASE + count * _STORED + -(-count // step) * each
+    threads = (processors() - 1) * _THREAD
+    return _BASE + threads + count * _STORED + -(-count // step) * each
 
 
 def _seconds(count: int, dim: int, options: ClusterOptions, step: int) -> float:

@@ -8,16 +8,19 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+_MOST = 8
+"""Threads at most: each holds what its piece takes."""
+
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
 def processors() -> int:
-    """How many threads to work with: ``$OMP_NUM_THREADS``, else the processors that this process may run on."""
+    """How many threads to work with: ``$OMP_NUM_THREADS``, else the processors that this process may run on; few."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(int(asked), _MOST)
+    return min(_MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
