@@ -217,6 +217,8 @@ def plan(
             if on_progress is not None:
                 on_progress(Progress("count", documents, opened.rows, tokens=tokens))
         planned = planner.plan(documents, dim, factory, recall=recall, memory=memory)
+        processes = len(helpers.devices(encoder))
+        shared = processes if model.placement.device.type == "cpu" else 1  # who shares processors is no faster
         footprint = planned.footprint
         stored = documents * dim * (2 if vector_dtype == "float16" else 4)
         return BuildPlan(
@@ -225,10 +227,11 @@ def plan(
             bad_rows=bad_rows,
             tokens=tokens,
             truncated=truncated,
-            seconds=tokens / speed / len(helpers.devices(encoder)),
+            seconds=tokens / speed * shared / processes,
             index_seconds=forecast.seconds_of(planned),
             disk_bytes=stored + footprint.file + content // 2,  # zstd halves text, or better
-            memory_bytes=model.memory_bytes + max(footprint.build, stored // max(1, documents) * SHARD_ROWS),
+            memory_bytes=model.memory_bytes * processes
+            + max(footprint.build, stored // max(1, documents) * SHARD_ROWS),
             index_memory_bytes=footprint.build,
             search_memory_bytes=footprint.search,
             factory=planned.factory,

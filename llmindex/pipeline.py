@@ -22,7 +22,6 @@ from functools import partial
 from typing import TypeVar
 
 from llmindex.corpus import Corpus, Position, Window
-from llmindex.encode import helpers
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.helpers import Helpers
 from llmindex.progress import Progress, ProgressCallback
@@ -173,7 +172,7 @@ class Pipeline:
     def _encoded(self, window: _Started, before: int) -> _Encoded:
         """A window with its vectors, which are waited for if need be."""
         started = time.perf_counter()
-        item, vectors = window.item, helpers.result(window.vectors)
+        item, vectors = window.item, window.vectors.result()
         if not window.reported:
             self._report(item, before, len(item.tokens), int(item.tokens.offsets[-1]))
         check = None

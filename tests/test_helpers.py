@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ import pytest
 
 import llmindex
 from llmindex import Encoder
-from llmindex.encode import device, helpers
+from llmindex.encode import device
 from llmindex.encode.helpers import Helpers
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import LlmindexError, ModelError, SpecMismatch, UsageError
 from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress
+from llmindex.records import Tokens, Vectors
 from llmindex.store.verify import verify
 from tests.test_builder import contents, write_corpus
 
@@ -27,6 +29,15 @@ TEXTS = ["fox", "the quick brown fox", "a vector index"]
 
 def options(model: Path, devices: str) -> EncoderOptions:
     return EncoderOptions(str(model), device=devices, dtype="float32")
+
+
+START = Helpers.start
+
+
+def start_when_ready(self: Helpers, tokens: Tokens) -> "Future[Vectors] | None":
+    """As :meth:`Helpers.start`, but waits for the model to be loaded: these corpora would be done before."""
+    assert all(helper.ready.wait(120) for helper in self.helpers)
+    return START(self, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +62,7 @@ def test_two_processes_make_the_index_that_one_makes(
         return encoded(self, window, before)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Pipeline, "_encoded", counting)
+    monkeypatch.setattr(Helpers, "start", start_when_ready)
     llmindex.build(corpus, tmp_path / "one", encoder=options(tiny_model, "cpu"))
     assert by_helpers == 0
     steps: list[Progress] = []
@@ -66,12 +78,13 @@ def test_helpers_give_the_vectors_of_the_encoder(encoder: Encoder) -> None:
     tokens = encoder.tokenize(TEXTS)
     team = Helpers(encoder.spec, ["cpu"], dtype="float32")
     try:
-        first, second = team.start(tokens), team.start(tokens)
+        assert team.start(tokens) is None  # not before it is ready
+        first, second = start_when_ready(team, tokens), team.start(tokens)
         assert first is not None
         assert second is not None
         assert team.start(tokens) is None or first.done()  # both its places are taken
-        np.testing.assert_array_equal(helpers.result(first), encoder.forward(tokens))
-        np.testing.assert_array_equal(helpers.result(second), encoder.forward(tokens))
+        np.testing.assert_array_equal(first.result(), encoder.forward(tokens))
+        np.testing.assert_array_equal(second.result(), encoder.forward(tokens))
     finally:
         team.close()
 
@@ -80,10 +93,10 @@ def test_a_helper_that_cannot_load_says_why(encoder: Encoder, corpus: Path, tiny
     changed = type(encoder.spec).from_json(encoder.spec.to_json() | {"backbone_sha256": "0" * 64})
     team = Helpers(changed, ["cpu"], dtype="float32")
     try:
-        future = team.start(encoder.tokenize(TEXTS))
+        future = start_when_ready(team, encoder.tokenize(TEXTS))
         assert future is not None
         with pytest.raises(SpecMismatch, match="is not the one the vectors were made with"):
-            helpers.result(future)
+            future.result()
     finally:
         team.close()
 
@@ -91,16 +104,15 @@ def test_a_helper_that_cannot_load_says_why(encoder: Encoder, corpus: Path, tiny
 def test_a_killed_helper_leaves_a_smaller_sound_index(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = Helpers.start
     killed = False
 
-    def killing(self: Helpers, tokens: object) -> object:
+    def killing(self: Helpers, tokens: Tokens) -> object:
         nonlocal killed
-        future = start(self, tokens)  # type: ignore[arg-type]
+        future = start_when_ready(self, tokens)
         if not killed and future is not None:
             killed = True
-            for process in self._pool._processes.values():
-                os.kill(process.pid or 0, signal.SIGKILL)
+            for helper in self.helpers:
+                helper.process.kill()
         return future
 
     with monkeypatch.context() as patch:
@@ -120,12 +132,9 @@ import json, sys, time
 from llmindex.encode.helpers import Helpers
 from llmindex.encode.spec import EncoderSpec
 
-if __name__ == "__main__":
-    team = Helpers(EncoderSpec.from_json(json.loads(sys.argv[1])), ["cpu", "cpu"], dtype="float32")
-    for _ in range(2):
-        team.start(None)
-    print(*(process.pid for process in team._pool._processes.values()), flush=True)
-    time.sleep(600)
+team = Helpers(EncoderSpec.from_json(json.loads(sys.argv[1])), ["cpu", "cpu"], dtype="float32")
+print(*(helper.process.pid for helper in team.helpers), flush=True)
+time.sleep(600)
 """
 
 
@@ -141,6 +150,24 @@ def test_helpers_end_with_the_process_that_started_them(encoder: Encoder, tmp_pa
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "a helper goes on without its parent"
         time.sleep(0.05)
+
+
+def test_a_script_without_a_main_guard_and_two_ctrl_c(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    script = (
+        f"import llmindex\nllmindex.build({str(corpus)!r}, 'x', encoder=llmindex.EncoderOptions({str(tiny_model)!r}, "
+    )
+    (tmp_path / "script.py").write_text(script + "device='cpu,cpu', dtype='float32'))\n")
+    command = [sys.executable, str(tmp_path / "script.py")]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
+        while not (tmp_path / "x" / "manifest.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.05)
+        process.communicate(timeout=60)
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+    assert verify(tmp_path / "x").problems == ()
 
 
 def alive(pid: int) -> bool:

@@ -1,20 +1,21 @@
 """Encoders in processes of their own, for each further device of the host.
 
 A build's own encoder has the first device, these have the others. Each computes whole windows, of which a vector's bits
-are a pure function, so it does not matter who computed which. A helper ends with the process that started it, however
-that ends.
+are a pure function, so it does not matter who computed which. A helper is a fresh Python that runs this module, not a
+fork, which hangs once threads of OpenMP or CUDA run, nor multiprocessing's, which would run the caller's script again.
+It is spoken to by pickles over its standard streams, and ends when these end, however the process that started it does.
 """
 
 import os
-import signal
+import pickle
+import queue
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from multiprocessing import get_context, parent_process
-from multiprocessing.queues import Queue
 from typing import Any
 
 from llmindex.encode import device
@@ -27,12 +28,13 @@ from llmindex.records import Tokens, Vectors
 # One that is computed and one that waits, so that no device does.
 _WINDOWS_EACH = 2
 
-_own: Encoder | LlmindexError | None = None
-"""In a helper: its encoder, or why there is none."""
-
 
 class Helpers:
-    """The same encoder once more on each of some devices."""
+    """The same encoder once more on each of some devices.
+
+    Attributes:
+        helpers: one a device.
+    """
 
     def __init__(
         self, spec: EncoderSpec, devices: Sequence[str], *, dtype: str = "auto", trust_remote_code: bool = False
@@ -45,49 +47,97 @@ class Helpers:
             dtype: what they compute in.
             trust_remote_code: run Python files of the model's folder.
         """
-        # Not by forking, which hangs once threads of OpenMP or CUDA have been started.
-        context = get_context("spawn")
-        names: Queue[str] = context.Queue()
-        for name in devices:
-            names.put(name)
         options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-        self._most = _WINDOWS_EACH * len(devices)
-        self._under_way: list[Future[Vectors]] = []
-        self._pool = ProcessPoolExecutor(
-            len(devices), context, _begin, (names, spec.to_json(), options, len(devices) + 1)
-        )
+        self.helpers = [
+            Helper({"spec": spec.to_json(), "device_name": name, **options}, 1 + len(devices)) for name in devices
+        ]
 
     def start(self, tokens: Tokens) -> "Future[Vectors] | None":
-        """Have texts encoded; None where all helpers have enough to do.
+        """Have texts encoded; None where no helper is ready, or all have enough to do.
 
-        Raises:
-            ModelError: a helper has died.
+        The future raises ModelError where the helper could not load the model, or died.
         """
-        self._under_way = [future for future in self._under_way if not future.done()]
-        if len(self._under_way) >= self._most:
-            return None
-        try:
-            future = self._pool.submit(_forward, tokens)
-        except BrokenProcessPool as error:
-            raise _died() from error
-        self._under_way.append(future)
+        free = min(self.helpers, key=lambda helper: helper.windows)
+        return free.start(tokens) if free.windows < _WINDOWS_EACH else None
+
+    def close(self) -> None:
+        """End them, whatever they are at."""
+        for helper in self.helpers:
+            helper.close()
+
+
+class Helper:
+    """A process with an encoder, and the thread that speaks with it.
+
+    Attributes:
+        ready: set when the encoder is loaded, or has failed to.
+        process: the process.
+    """
+
+    def __init__(self, order: dict[str, Any], processes: int) -> None:
+        self.ready = threading.Event()
+        # A session of its own: Ctrl-C is for the process that started it. -P: a file of the working directory must not
+        # be taken for a package.
+        command = [sys.executable, "-P", "-m", "llmindex.encode.helpers"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._jobs: queue.SimpleQueue[tuple[Tokens, Future[Vectors]] | None] = queue.SimpleQueue()
+        self._windows = 0
+        self._counting = threading.Lock()
+        self._thread = threading.Thread(target=self._speak, args=((order, processes),), daemon=True)
+        self._thread.start()
+
+    @property
+    def windows(self) -> int:
+        """How many it has to compute; too many until it is ready."""
+        return self._windows if self.ready.is_set() else _WINDOWS_EACH
+
+    def start(self, tokens: Tokens) -> "Future[Vectors]":
+        """Have texts encoded."""
+        future: Future[Vectors] = Future()
+        self._count(1)
+        self._jobs.put((tokens, future))
         return future
 
     def close(self) -> None:
-        """End them, after the windows that they are at."""
-        self._pool.shutdown(cancel_futures=True)
+        """End the process."""
+        self.process.kill()
+        self._jobs.put(None)
+        self._thread.join()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with suppress(OSError):  # what was not sent cannot be flushed any more
+                    stream.close()
 
+    def _speak(self, order: object) -> None:
+        failure = self._ask(order)
+        self.ready.set()
+        while (job := self._jobs.get()) is not None:
+            tokens, future = job
+            answer = failure or self._ask(tokens)
+            self._count(-1)
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
-def result(future: "Future[Vectors]") -> Vectors:
-    """Wait for what :meth:`Helpers.start` gave.
+    def _ask(self, message: object) -> Any:  # noqa: ANN401 - what comes back is vectors, nothing, or an error
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            _send(self.process.stdin, message)
+            return pickle.load(self.process.stdout)
+        except (OSError, EOFError, ValueError):
+            return ModelError(
+                "the encoder's process on another device has died, killed perhaps for want of memory; what is encoded "
+                "is stored: run the same command again, perhaps on fewer devices"
+            )
+        except Exception as error:  # an answer that cannot be read
+            return error
 
-    Raises:
-        LlmindexError: it could not be computed; a helper could not load the model, or has died.
-    """
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise _died() from error
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._windows += change
 
 
 def devices(encoder: Encoder | EncoderOptions | None) -> list[str]:
@@ -115,33 +165,36 @@ def beside(encoder: Encoder | EncoderOptions | None, loaded: Encoder) -> Iterato
         yield helpers
 
 
-def _died() -> ModelError:
-    return ModelError(
-        "the encoder's process on another device has died, killed perhaps for want of memory; what is encoded is "
-        "stored: run the same command again, perhaps on fewer devices"
-    )
+def main() -> None:
+    """What a helper does: load the encoder that it is told of, then encode what comes until nothing does."""
+    # Whatever prints must not be taken for an answer.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    with suppress(EOFError, OSError):
+        order, processes = pickle.load(sys.stdin.buffer)
+        encoder = None
+        try:
+            spec = EncoderSpec.from_json(order.pop("spec"))
+            encoder = Encoder.from_spec(spec, **order)
+            device.share_threads(processes)
+            _send(answers, None)
+        except LlmindexError as error:
+            _send(answers, error)
+        while encoder is not None:
+            tokens = pickle.load(sys.stdin.buffer)
+            try:
+                answer: object = encoder.forward(tokens)
+            except LlmindexError as error:
+                answer = error
+            except Exception as error:  # of any class, which the other side need not have
+                answer = RuntimeError(f"{type(error).__name__} on another device: {error}")
+            _send(answers, answer)
 
 
-def _begin(names: "Queue[str]", spec: dict[str, Any], options: dict[str, Any], processes: int) -> None:
-    """What a helper does first."""
-    global _own
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        _own = Encoder.from_spec(EncoderSpec.from_json(spec), device_name=names.get(), **options)
-        device.share_threads(processes)
-    except LlmindexError as error:
-        _own = error
+def _send(stream: Any, message: object) -> None:  # noqa: ANN401 - a binary stream
+    pickle.dump(message, stream, pickle.HIGHEST_PROTOCOL)
+    stream.flush()
 
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _forward(tokens: Tokens) -> Vectors:
-    if not isinstance(_own, Encoder):
-        raise _own or RuntimeError("a helper without an encoder")
-    return _own.forward(tokens)
+if __name__ == "__main__":
+    main()
