@@ -66,7 +66,7 @@ types: $(STAMP)  ## mypy --strict
 
 # The benchmarks that need nothing but the evaluation data, and those that keep vectors in a folder. The others are
 # given files of pairs: each says at its top how it is run.
-BENCHES := cluster_defaults encoder_quality encoding_fidelity encoding_speed keyword_search search_latency
+BENCHES := cluster_defaults encoder_quality encoding_fidelity encoding_speed keyword_search prompt_beginnings search_latency
 FOLDER_BENCHES := cluster_scale filtered_search index_scale rows_by_position
 
 bench: $(STAMP) demo  ## run the benchmarks beside their peers (hours; they need the evaluation data)

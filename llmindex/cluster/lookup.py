@@ -128,7 +128,7 @@ class Lookup:
         first = order[(np.cumsum(counts) - counts)[:, None] + np.arange(k)]
         return NeighborGraph(self._cells.rows[places[first]], squared[first])
 
-    def _limits(self, left: Vectors, groups: "list[tuple[int, Rows]]", k: int) -> Squares:
+    def _limits(self, left: Vectors, groups: list[tuple[int, Rows]], k: int) -> Squares:
         """Return the product of each point with the k-th nearest in the first cells around it, ``(m,)``."""
         limits = np.empty(len(left), np.float32)
         for number, which in groups:
@@ -142,7 +142,7 @@ class Lookup:
         yield np.arange(len(points), dtype=np.int32), 0, len(self._vectors)
 
     def _parts(
-        self, points: Vectors, groups: "list[tuple[int, Rows]]", reach: Squares
+        self, points: Vectors, groups: list[tuple[int, Rows]], reach: Squares
     ) -> Iterator[tuple[_Which, int, int]]:
         """Return which points of a block are to be compared with which places, from the first to the last.
 
