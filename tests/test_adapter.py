@@ -156,6 +156,12 @@ def test_an_encoder_json_decides_what_is_not_asked_for(tiny_model: Path, tmp_pat
     moved = shutil.copytree(folder, tmp_path / "elsewhere")
     assert Encoder.load(str(moved)).spec.fingerprint() == trained.fingerprint()
 
+    as_they_are = trained.to_json() | {"normalize": False}
+    (folder / adapters.SPEC_NAME).write_text(json.dumps(as_they_are))
+    encoder = Encoder.load(str(folder))
+    assert encoder.spec.to_json() == as_they_are
+    assert abs(np.linalg.norm(encoder.encode(["a text"])[0]) - 1) > 0.1
+
     alone = tmp_path / "winner.json"
     alone.write_text(json.dumps(trained.to_json()))
     assert Encoder.load(str(alone)).spec == trained

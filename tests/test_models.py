@@ -118,6 +118,7 @@ def set_weights(folder: Path, value: float) -> None:
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is cut short"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load the tokenizer"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "is damaged"),
         (lambda folder: configure(folder, num_hidden_layers=3), "do not hold .* of the weights"),
         (lambda folder: configure(folder, model_type="gpt2"), "do not hold .* of the weights"),
         (lambda folder: configure(folder, hidden_size=64), "cannot load|do not hold"),

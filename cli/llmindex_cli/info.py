@@ -53,4 +53,4 @@ def _show(value: Any) -> str:  # noqa: ANN401
         return _show(value.get("path") or " ".join(f"{key} {item}" for key, item in value.items()))
     if isinstance(value, list | tuple):
         return ", ".join(_show(item) for item in value) or "-"
-    return "-" if value is None or value == "" else str(value)
+    return "-" if value is None or value == "" else str(value).replace("\n", "\\n")  # a prompt may have lines

@@ -140,6 +140,7 @@ class Encoder:
             max_tokens=max_tokens,
             dim=dim,
             whitened=whitening is not None,
+            normalize=wanted.normalize,
         )
         return cls(spec, tokenizer, decoder, placement, whitening)
 

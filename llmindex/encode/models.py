@@ -283,7 +283,7 @@ def _identity(folder: Path) -> str:
         for file in weights:
             for piece in _tensor_samples(file):
                 digest.update(piece)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f'model "{folder}" is damaged: {one_line(error)}') from error
     return digest.hexdigest()
 

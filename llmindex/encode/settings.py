@@ -61,6 +61,7 @@ class Settings:
     Attributes:
         dim: how long the adapted encoder's vectors are, or None.
         whitened: whether its whitening follows the pooling.
+        normalize: whether vectors have unit length.
     """
 
     prompt: str
@@ -71,6 +72,7 @@ class Settings:
     max_tokens: int
     dim: int | None
     whitened: bool
+    normalize: bool
 
     @classmethod
     def choose(cls, options: EncoderOptions, trained: EncoderSpec | None) -> "Settings":
@@ -95,6 +97,7 @@ class Settings:
             max_tokens=trained.max_tokens if trained else DEFAULT_MAX_TOKENS,
             dim=same.dim if same else None,
             whitened=same is not None and same.whitened,
+            normalize=trained.normalize if trained else True,
         )
 
 

@@ -22,6 +22,15 @@ def test_info(llmindex: Llmindex, built: Path, documents: Path, tiny_model: Path
     assert (info["documents"], info["dim"], info["index"]["factory"]) == (120, 32, "Flat")
 
 
+def test_info_shows_a_prompt_of_two_lines_as_it_is_typed(llmindex: Llmindex, index: Path) -> None:
+    manifest = Manifest.load(index)
+    spec = replace(manifest.encoder.spec, prompt='"{text}"\nIts topic:')
+    replace(manifest, encoder=replace(manifest.encoder, spec=spec)).save(index)
+    ended = llmindex("info", "-i", index)
+    assert ended.code == 0
+    assert r'"{text}"\nIts topic:' in ended.out
+
+
 def test_verify(llmindex: Llmindex, built: Path) -> None:
     ended = llmindex("verify", "-i", built)
     assert (ended.code, ended.err) == (0, "")

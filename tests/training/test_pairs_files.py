@@ -77,6 +77,10 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     assert refused(tmp_path) == f"{tmp_path} is a folder; name a Parquet file"
     (tmp_path / "text.parquet").write_text("hello", encoding="utf-8")
     assert refused(tmp_path / "text.parquet").startswith(f"{tmp_path}/text.parquet cannot be read as Parquet")
+    (tmp_path / "pairs.csv").write_text("text,text_pair\na,b\n", encoding="utf-8")
+    assert refused(tmp_path / "pairs.csv") == (
+        f"{tmp_path}/pairs.csv is not a Parquet file, which is what is read here; convert it first"
+    )
 
 
 def test_missing_columns(tmp_path: Path) -> None:

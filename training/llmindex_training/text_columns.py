@@ -12,6 +12,8 @@ from llmindex.corpus.column_types import invalid_utf8, is_text
 from llmindex.errors import CorpusError
 from llmindex.store.files import check_name
 
+_PARQUET = (".parquet", ".pq")
+
 
 def open_file(path: Path) -> pq.ParquetFile:
     """Open a Parquet file.
@@ -26,7 +28,10 @@ def open_file(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        if path.suffix.lower() not in _PARQUET and "magic bytes" in said:
+            raise CorpusError(f"{path} is not a Parquet file, which is what is read here; convert it first") from error
+        raise CorpusError(f"{path} cannot be read as Parquet: {said}") from error
 
 
 def read(path: Path) -> pa.Table:
