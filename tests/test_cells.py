@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmindex.cluster.cells import Cells, nearest_cells
+from llmindex.cluster.cells import Cells, nearest_cell
 from tests.samples import make_vectors
 
 
@@ -27,7 +27,7 @@ def test_a_row_is_in_the_cell_of_its_nearest_centroid() -> None:
     vectors = make_vectors(4000, 12, clusters=20)
     cells = Cells.of(vectors)
     assert len(cells) > 20
-    assert (nearest_cells(vectors, cells.centroids, 3)[:, 0] == cells.numbers()).all()
+    assert (nearest_cell(vectors, cells.centroids) == cells.numbers()).all()
     assert (Cells.of(vectors).rows == cells.rows).all()
 
 

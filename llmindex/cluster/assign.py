@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from llmindex.cluster.cells import Cells
 from llmindex.cluster.groups import Placement
 from llmindex.cluster.hdbscan_tree import Labels, Probabilities, place_new
 from llmindex.cluster.lookup import Lookup
@@ -178,7 +179,7 @@ class Space:
 
 
 def _lookup(vectors: Vectors, least: int) -> Lookup:
-    return Lookup(vectors, least, exact=len(vectors) <= EXACT_LIMIT)
+    return Lookup(vectors, Cells.of(vectors), least, exact=len(vectors) <= EXACT_LIMIT)
 
 
 def _nearest(points: Vectors, blocks: Iterable[Vectors], k: int) -> tuple[Rows, NDArray[np.float32]]:

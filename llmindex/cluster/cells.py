@@ -11,8 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llmindex.cluster.workers import side_by_side
 from llmindex.index.planner import require_faiss
 from llmindex.records import Rows, Vectors
+
+LEAST = 8
+"""Vectors that a cell has at least."""
+
+_TILE = 1 << 19
+"""Products of vectors and centroids at a time: what stays in a processor's cache."""
 
 _ROUNDS = 4
 _TRAINED_ON = 32
@@ -34,27 +41,34 @@ class Cells:
     starts: Rows
 
     @classmethod
-    def of(cls, vectors: Vectors, least: int = 1) -> "Cells":
+    def of(cls, vectors: Vectors, least: int = LEAST, centroids: Vectors | None = None) -> "Cells":
         """Divide vectors into cells. The same vectors give the same cells.
 
         Args:
             vectors: ``(n, dim) float32``, n >= 1.
             least: rows that each cell has at least, or all rows where these are fewer.
+            centroids: where the middles are, about, as is known of cells of near vectors; None to find them by k-means.
         """
         count = len(vectors)
         parts = min(round(count**0.5 * 4), count // (4 * least))
         if parts < 2:
             return cls(vectors.mean(axis=0, keepdims=True), np.arange(count), np.array([0, count]))
-        centroids = _train(vectors, parts)
-        cell = nearest_cells(vectors, centroids, 1)[:, 0]
-        kept = np.flatnonzero(np.bincount(cell, minlength=parts) >= least)
-        number = np.full(parts, -1)
+        if centroids is None or len(centroids) * least > count:
+            centroids = _train(vectors, parts)
+        cell = nearest_cell(vectors, centroids)
+        kept = np.flatnonzero(np.bincount(cell, minlength=len(centroids)) >= least)
+        number = np.full(len(centroids), -1)
         number[kept] = np.arange(len(kept))
         cell = number[cell]
         homeless = np.flatnonzero(cell < 0)
-        cell[homeless] = nearest_cells(vectors[homeless], centroids[kept], 1)[:, 0]
-        starts = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=len(kept)))])
-        return cls(centroids[kept], np.argsort(cell, kind="stable"), starts)
+        cell[homeless] = nearest_cell(vectors[homeless], centroids[kept])
+        return cls.numbered(cell, centroids[kept])
+
+    @classmethod
+    def numbered(cls, cell: Rows, centroids: Vectors) -> "Cells":
+        """Return cells of these centroids, ``cell`` being that of each row."""
+        starts = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=len(centroids)))])
+        return cls(centroids, np.argsort(cell, kind="stable"), starts)
 
     def __len__(self) -> int:
         """How many cells there are."""
@@ -70,6 +84,14 @@ class Cells:
         numbers = np.empty(len(self.rows), np.int32)
         numbers[self.rows] = np.repeat(np.arange(len(self), dtype=np.int32), self.sizes)
         return numbers
+
+    def means(self, vectors: Vectors) -> Vectors:
+        """Return the mean of each cell's rows of some vectors, ``(cells, dim) float32``; zeros of none."""
+        from scipy.sparse import csr_array
+
+        shares = np.repeat((1 / np.maximum(self.sizes, 1)).astype(np.float32), self.sizes)
+        means: Vectors = csr_array((shares, self.rows, self.starts), (len(self), len(vectors))) @ vectors
+        return means
 
     def neighbors(self, k: int) -> tuple[Rows, NDArray[np.float32]]:
         """Return the k cells nearest to each, itself first, and how far, squared: ``(cells, k)``; all of fewer."""
@@ -99,16 +121,26 @@ class Cells:
         return np.concatenate([self.rows[self.starts[cell] : self.starts[cell + 1]] for cell in taken.tolist()])
 
 
-def nearest_cells(vectors: Vectors, centroids: Vectors, k: int) -> Rows:
-    """Return the k nearest centroids of each vector, nearest first, ``(n, k) int64``; all where there are fewer."""
-    faiss = require_faiss()
-    nearest: Rows = faiss.knn(vectors, centroids, min(k, len(centroids)), metric=faiss.METRIC_L2)[1]
-    return nearest
+def nearest_cell(vectors: Vectors, centroids: Vectors) -> Rows:
+    """Return the nearest centroid of each vector, ``(n,) int64``."""
+    norms = np.einsum("ij,ij->i", centroids, centroids)[:, None]
+    # The norm is a dimension more: |c|² - 2xc is then one product.
+    right = np.hstack([centroids, norms]).T
+    rows = max(1, _TILE // len(centroids))
+
+    def of(start: int) -> Rows:
+        part = vectors[start : start + rows]
+        nearest: Rows = (np.hstack([-2 * part, np.ones((len(part), 1), np.float32)]) @ right).argmin(axis=1)
+        return nearest
+
+    return np.concatenate([np.empty(0, np.int64), *side_by_side(of, range(0, len(vectors), rows))])
 
 
 def _train(vectors: Vectors, parts: int) -> Vectors:
-    step = max(1, len(vectors) // (_TRAINED_ON * parts))
-    kmeans = require_faiss().Kmeans(vectors.shape[1], parts, niter=_ROUNDS, min_points_per_centroid=1)
-    kmeans.train(np.ascontiguousarray(vectors[::step]))
-    centroids: Vectors = kmeans.centroids
+    """Return so many centroids, by a few rounds of Lloyd's k-means."""
+    sample = vectors[:: max(1, len(vectors) // (_TRAINED_ON * parts))]
+    centroids = sample[np.arange(parts) * len(sample) // parts]
+    for _ in range(_ROUNDS):
+        cells = Cells.numbered(nearest_cell(sample, centroids), centroids)
+        centroids = np.where(cells.sizes[:, None], cells.means(sample), centroids)
     return centroids

@@ -23,24 +23,21 @@ _SAMPLE = 512
 _FOREIGN = 2048
 """... and at least so many that they look at."""
 
-_CELL = 128
-"""Points that a cell around them has at least; larger ones take less time to be made."""
-
 
 def tree_from_graph(
-    vectors: Vectors, graph: NeighborGraph, core: Squares, on_progress: ProgressCallback | None = None
+    vectors: Vectors, cells: Cells, graph: NeighborGraph, core: Squares, on_progress: ProgressCallback | None = None
 ) -> Rows:
     """Return the edges of a spanning tree, ``(n - 1, 2)``.
 
     Args:
         vectors: ``(n, dim) float32``, pairwise different.
+        cells: of these.
         graph: their neighbours, none missing.
         core: ``(n,)``, squared core distances.
         on_progress: told of the stage "spanning tree".
     """
     components = Components(len(vectors), on_progress)
     components.join(*_forest(graph, core))
-    cells = Cells.of(vectors, _CELL)
     while components.count > 1:
         components.join(*_bridges(vectors, core, cells, components.of))
     return components.edges()

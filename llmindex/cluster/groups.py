@@ -75,7 +75,7 @@ def group(blocks: Blocks, first: Rows, options: ClusterOptions, on_progress: Pro
     if not first.any():
         return _trivial(count, noise=False)
     reduced = reduce(blocks, first, options.reduce, on_progress)
-    tree = spanning_tree(reduced.vectors, min_samples, on_progress=on_progress)
+    tree = spanning_tree(reduced.vectors, min_samples, centroids=reduced.centroids, on_progress=on_progress)
     density, labels, probabilities = density_tree(tree, size, options.selection)
     placement = Placement(
         density,

@@ -8,6 +8,7 @@ numbers, so close pairs are computed again from their difference.
 import numpy as np
 from numpy.typing import NDArray
 
+from llmindex.cluster.cells import Cells
 from llmindex.cluster.lookup import Lookup
 from llmindex.cluster.lookup import NeighborGraph as NeighborGraph
 from llmindex.cluster.lookup import Squares as Squares
@@ -20,16 +21,21 @@ _CLOSE = 1e-2
 
 
 def neighbor_graph(
-    vectors: Vectors, k: int, *, exact: bool, on_progress: ProgressCallback | None = None, stage: str = "neighbors"
+    vectors: Vectors,
+    k: int,
+    cells: Cells | None = None,
+    *,
+    exact: bool,
+    on_progress: ProgressCallback | None = None,
 ) -> NeighborGraph:
     """Find the k nearest neighbours of every vector, or all others where there are no more than k.
 
     Args:
         vectors: ``(n, dim) float32`` of any length, n >= 1, pairwise different.
         k: neighbours of each, itself not counted.
+        cells: of the vectors; None to divide them.
         exact: compare every pair; otherwise look into the cells around each vector, which finds nearly all.
-        on_progress: told after each block.
-        stage: as what.
+        on_progress: told of the stage "neighbors".
     """
     count = len(vectors)
     k = min(k, count - 1)
@@ -37,11 +43,11 @@ def neighbor_graph(
     squared = np.empty((count, k), np.float32)
     close = _CLOSE * float(np.einsum("ij,ij->", vectors, vectors, dtype=np.float64)) / count
     done = 0
-    for own, found in Lookup(vectors, k + 1, exact=exact).own(k):
+    for own, found in Lookup(vectors, cells or Cells.of(vectors), k + 1, exact=exact).own(k):
         rows[own], squared[own] = _recompute_close(vectors, own, found, close)
         done += len(own)
         if on_progress is not None:
-            on_progress(Progress(stage, done, count, "vectors"))
+            on_progress(Progress("neighbors", done, count, "vectors"))
     return NeighborGraph(rows, squared)
 
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmindex.cluster.neighbors import neighbor_graph
+from llmindex.cluster.cells import Cells
+from llmindex.cluster.lookup import Lookup
 from llmindex.cluster.options import Reduce
 from llmindex.cluster.sampling import every
 from llmindex.cluster.spanning_tree import EXACT_LIMIT
 from llmindex.errors import MissingPackage
-from llmindex.progress import ProgressCallback
+from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Rows, Vectors
 
 COMPONENTS = 48
@@ -78,10 +79,12 @@ class Reduced:
     Attributes:
         vectors: ``(n, k) float32``; equal where the stored ones are.
         projection: the first step for further vectors, if the reduction is by principal components.
+        centroids: ``(cells, k) float32``, the middles of cells of the vectors, where they are known.
     """
 
     vectors: Vectors
     projection: Projection | None = None
+    centroids: Vectors | None = None
 
 
 def reduce(blocks: Blocks, first: Rows, method: Reduce, on_progress: ProgressCallback | None = None) -> Reduced:
@@ -103,7 +106,8 @@ def reduce(blocks: Blocks, first: Rows, method: Reduce, on_progress: ProgressCal
     projection = _principal_components(blocks, len(first))
     projected = np.concatenate([projection(block) for block in blocks()])
     distinct, place = np.unique(first, return_inverse=True)
-    return Reduced(_mean_shift(projected[distinct], on_progress)[place], projection)
+    shifted, centroids = _mean_shift(projected[distinct], on_progress)
+    return Reduced(shifted[place], projection, centroids)
 
 
 def neighborhood(count: int) -> int:
@@ -128,13 +132,20 @@ def shift(vectors: Vectors, rows: Rows, among: Vectors) -> Vectors:
     return unit(OWN_SHARE * vectors + (1 - OWN_SHARE) * means)
 
 
-def _mean_shift(vectors: Vectors, on_progress: ProgressCallback | None) -> Vectors:
+def _mean_shift(vectors: Vectors, on_progress: ProgressCallback | None) -> tuple[Vectors, Vectors | None]:
+    """Return where the vectors move to, and where the middles of their cells do, if they are known."""
     count = len(vectors)
     k = neighborhood(count)
     if k == 0:
-        return vectors
-    graph = neighbor_graph(vectors, k, exact=count <= EXACT_LIMIT, on_progress=on_progress, stage="reduce")
-    return shift(vectors, graph.rows, vectors)
+        return vectors, None
+    cells = Cells.of(vectors)
+    shifted, done = np.empty_like(vectors), 0
+    for own, found in Lookup(vectors, cells, k + 1, exact=count <= EXACT_LIMIT).own(k):
+        shifted[own] = shift(vectors[own], found.rows, vectors)
+        done += len(own)
+        if on_progress is not None:
+            on_progress(Progress("reduce", done, count, "vectors"))
+    return shifted, cells.means(shifted)
 
 
 def _principal_components(blocks: Blocks, count: int) -> Projection:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmindex.cluster.boruvka import exact_tree
+from llmindex.cluster.cells import Cells
 from llmindex.cluster.distinct import first_rows
 from llmindex.cluster.edge_order import prim_order
 from llmindex.cluster.forest import tree_from_graph
@@ -53,6 +54,7 @@ def spanning_tree(
     vectors: Vectors,
     min_samples: int,
     *,
+    centroids: Vectors | None = None,
     exact: bool | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> SpanningTree:
@@ -61,6 +63,7 @@ def spanning_tree(
     Args:
         vectors: ``(n, dim) float32`` of any length, n >= 2.
         min_samples: neighbours that make a point dense, itself not counted; with fewer points, all others.
+        centroids: ``(cells, dim) float32``, the middles of cells of near vectors; None to find them.
         exact: whether to compare all pairs; None for up to ``EXACT_LIMIT`` different vectors.
         on_progress: told of the stages "neighbors" and "spanning tree".
     """
@@ -69,13 +72,18 @@ def spanning_tree(
     if exact is None:
         exact = len(points.vectors) <= EXACT_LIMIT
     # A shift changes no distance, and products of shorter vectors lose fewer digits.
-    centred = points.vectors - points.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    graph = neighbor_graph(centred, max(NEIGHBORS, min_samples + 1), exact=exact, on_progress=on_progress)
+    mean = points.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = points.vectors - mean
+    cells = Cells.of(centred, centroids=None if centroids is None else centroids - mean)
+    graph = neighbor_graph(centred, max(NEIGHBORS, min_samples + 1), cells, exact=exact, on_progress=on_progress)
     core_rows = _core_neighbors(graph, points.copies, min_samples)
     own = np.arange(len(centred))
     core = np.sqrt(squared_distances(points.vectors, own, core_rows))
     squares = (core**2).astype(np.float32)
-    edges = (exact_tree if exact else tree_from_graph)(centred, graph, squares, on_progress)
+    if exact:
+        edges = exact_tree(centred, graph, squares, on_progress)
+    else:
+        edges = tree_from_graph(centred, cells, graph, squares, on_progress)
     weights = _weigh(points.vectors, core, edges)
     if exact:
         ties = _ties(graph, core, core_rows)
