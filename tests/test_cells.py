@@ -31,6 +31,34 @@ def test_a_row_is_in_the_cell_of_its_nearest_centroid() -> None:
     assert (Cells.of(vectors).rows == cells.rows).all()
 
 
+def test_cells_start_from_known_middles() -> None:
+    vectors = make_vectors(4000, 12, clusters=20)
+    known = Cells.of(vectors)
+    moved = vectors + np.float32(0.01)
+    cells = Cells.of(moved, centroids=known.means(moved))
+    assert (nearest_cell(moved, cells.centroids) == cells.numbers()).all()
+    assert (cells.numbers() == known.numbers()).mean() > 0.8
+    few = moved[:300]  # too few for so many cells
+    assert (Cells.of(few, centroids=known.centroids).rows == Cells.of(few).rows).all()
+
+
+def test_means() -> None:
+    vectors = make_vectors(500, 6, clusters=5)
+    cells = Cells.of(vectors)
+    for cell, mean in enumerate(cells.means(vectors)):
+        np.testing.assert_allclose(mean, vectors[cells.numbers() == cell].mean(axis=0), atol=1e-6)
+
+
+def test_the_nearest_of_many_cells() -> None:
+    """More than one tile of products."""
+    random = np.random.default_rng(0)
+    vectors, centroids = (random.normal(size=(count, 4)).astype(np.float32) for count in (3000, 700))
+    squares = ((vectors[:, None] - centroids) ** 2).sum(axis=2)
+    chosen = squares[np.arange(3000), nearest_cell(vectors, centroids)]
+    np.testing.assert_allclose(chosen, squares.min(axis=1), atol=1e-5)
+    assert nearest_cell(vectors[:0], centroids).shape == (0,)
+
+
 @settings(max_examples=20)
 @given(least=st.integers(1, 3000), seed=st.integers(0, 99))
 def test_around_takes_the_nearest_cells_until_there_is_enough(least: int, seed: int) -> None:

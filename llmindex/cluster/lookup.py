@@ -127,12 +127,11 @@ class Lookup:
         tile = np.empty(_TILE[0] * _TILE[1], np.float32)
         found = [pairs for part in parts for pairs in self._below(left, tile, *part)]
         each, places, products = (np.concatenate(column) for column in zip(*found, strict=True))
-        others = places != but[each]
-        each, places, products = each[others], places[others], products[others]
         # By point, nearest first, in one sort of numbers that say all three: an argsort takes six times as long.
         steps = np.clip(np.rint((1 + products / reach[each]) * _STEPS), 0, _STEPS).astype(np.int64)
-        keys = np.sort((each * np.int64(_STEPS + 1) + steps) * len(self._vectors) + places)
-        counts = np.bincount(each, minlength=len(points))
+        keys = (each * np.int64(_STEPS + 1) + steps) * len(self._vectors) + places
+        others = places != but[each]
+        keys, counts = np.sort(keys[others]), np.bincount(each[others], minlength=len(points))
         assert counts.min() >= k  # as a point's limit is that of the k-th of some that it is compared with
         first, place = np.divmod(keys[(np.cumsum(counts) - counts)[:, None] + np.arange(k)], len(self._vectors))
         squared = (first % (_STEPS + 1)).astype(np.float32) * (reach / _STEPS)[:, None]
@@ -167,15 +166,18 @@ class Lookup:
             yield asking[begin:end], int(self._cells.starts[cell]), int(self._cells.starts[cell + 1])
 
     def _asked(self, left: Vectors, number: int, which: Rows, reach: Squares) -> Rows:
-        """Return the cells to look into, of the points in one cell: a cell's number times all points, plus a point."""
+        """Return which point of one cell asks for which cells, each as one number: the cell times all points, plus it.
+
+        The cells are those within reach; of many the nearest.
+        """
         near = self._near[number]
         away = left.take(which, 0) @ self._middles[near].T
         # The plane half-way between the own centroid and another: how far it is, times their distance.
         within = np.outer(_STEEPEST * np.sqrt(reach[which]), 2 * np.sqrt(self._apart[number]))
         within += away[:, :1]
-        if self._probes < len(near):
-            np.minimum(within, np.partition(away, self._probes - 1, axis=1)[:, self._probes - 1, None], out=within)
         looked = away <= within
+        many = np.flatnonzero(np.count_nonzero(looked, axis=1) > self._probes)
+        looked[many] &= away[many] <= np.partition(away[many], self._probes - 1, axis=1)[:, self._probes - 1, None]
         looked[:, : self._first[number]] = True
         hits = np.flatnonzero(looked)
         row = hits // len(near)

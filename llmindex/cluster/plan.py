@@ -43,10 +43,13 @@ _PAIR: Final = 1.5e-9
 _PAIR_DIM: Final = 2.5e-11
 """... and those of each dimension."""
 
-_LOOKED_UP: Final = 2.8e-5
+_WITHIN_REACH: Final = 0.5
+"""Share of the candidates with which a vector is compared indeed."""
+
+_LOOKED_UP: Final = 1.5e-5
 """Seconds that it takes to choose what a vector is compared with, and the nearest of these."""
 
-_VECTOR: Final = 5e-5
+_VECTOR: Final = 3.5e-5
 """Seconds of a vector for all else: hashes, projection, edges, trees."""
 
 _LEAST: Final = 1_000
@@ -110,9 +113,9 @@ def memory(count: int, dim: int, options: ClusterOptions, step: int = 1) -> int:
 
 def _seconds(count: int, dim: int, options: ClusterOptions, step: int) -> float:
     clustered = -(-count // step)
-    pairs = clustered * (clustered if clustered <= EXACT_LIMIT else CANDIDATES)
+    pairs = clustered * (clustered if clustered <= EXACT_LIMIT else _WITHIN_REACH * CANDIDATES)
     numbers, graphs = {"pca": (COMPONENTS, 2), "umap": (UMAP_DIM, 1), "none": (dim, 1)}[options.reduce]
-    pairs += (count - clustered) * CANDIDATES
+    pairs += (count - clustered) * _WITHIN_REACH * CANDIDATES
     umap = clustered * _UMAP_SECONDS if options.reduce == "umap" else 0
     return graphs * (pairs * (_PAIR + _PAIR_DIM * numbers) + count * _LOOKED_UP) + count * _VECTOR + umap
 
