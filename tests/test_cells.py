@@ -4,18 +4,18 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmindex.cluster.cells import Cells, nearest_cell
+from llmindex.cluster.cells import LEAST, Cells, nearest_cell
 from tests.samples import make_vectors
 
 
 @settings(max_examples=40)
-@given(count=st.integers(1, 600), least=st.integers(1, 40), outliers=st.integers(0, 9), seed=st.integers(0, 99))
-def test_every_row_is_in_one_cell_and_no_cell_is_small(count: int, least: int, outliers: int, seed: int) -> None:
+@given(count=st.integers(1, 600), outliers=st.integers(0, 9), seed=st.integers(0, 99))
+def test_every_row_is_in_one_cell_and_no_cell_is_small(count: int, outliers: int, seed: int) -> None:
     vectors = np.random.default_rng(seed).normal(size=(count, 5)).astype(np.float32)
     vectors[:outliers] *= 1000
-    cells = Cells.of(vectors, least)
+    cells = Cells.of(vectors)
     assert sorted(cells.rows.tolist()) == list(range(count))
-    assert cells.sizes.min() >= min(least, count)
+    assert cells.sizes.min() >= min(LEAST, count)
     assert cells.sizes.sum() == cells.starts[-1] == count
     numbers = cells.numbers()
     assert (np.bincount(numbers, minlength=len(cells)) == cells.sizes).all()
@@ -35,11 +35,11 @@ def test_cells_start_from_known_middles() -> None:
     vectors = make_vectors(4000, 12, clusters=20)
     known = Cells.of(vectors)
     moved = vectors + np.float32(0.01)
-    cells = Cells.of(moved, centroids=known.means(moved))
+    cells = Cells.of(moved, known.means(moved))
     assert (nearest_cell(moved, cells.centroids) == cells.numbers()).all()
     assert (cells.numbers() == known.numbers()).mean() > 0.8
     few = moved[:300]  # too few for so many cells
-    assert (Cells.of(few, centroids=known.centroids).rows == Cells.of(few).rows).all()
+    assert (Cells.of(few, known.centroids).rows == Cells.of(few).rows).all()
 
 
 def test_means() -> None:

@@ -16,7 +16,7 @@ from llmindex.index.planner import require_faiss
 from llmindex.records import Rows, Vectors
 
 LEAST = 8
-"""Vectors that a cell has at least."""
+"""Rows that a cell has at least, or all rows where these are fewer."""
 
 _TILE = 1 << 19
 """Products of vectors and centroids at a time: what stays in a processor's cache."""
@@ -41,22 +41,21 @@ class Cells:
     starts: Rows
 
     @classmethod
-    def of(cls, vectors: Vectors, least: int = LEAST, centroids: Vectors | None = None) -> "Cells":
+    def of(cls, vectors: Vectors, centroids: Vectors | None = None) -> "Cells":
         """Divide vectors into cells. The same vectors give the same cells.
 
         Args:
             vectors: ``(n, dim) float32``, n >= 1.
-            least: rows that each cell has at least, or all rows where these are fewer.
             centroids: where the middles are, about, as is known of cells of near vectors; None to find them by k-means.
         """
         count = len(vectors)
-        parts = min(round(count**0.5 * 4), count // (4 * least))
+        parts = min(round(count**0.5 * 4), count // (4 * LEAST))
         if parts < 2:
             return cls(vectors.mean(axis=0, keepdims=True), np.arange(count), np.array([0, count]))
-        if centroids is None or len(centroids) * least > count:
+        if centroids is None or len(centroids) * LEAST > count:
             centroids = _train(vectors, parts)
         cell = nearest_cell(vectors, centroids)
-        kept = np.flatnonzero(np.bincount(cell, minlength=len(centroids)) >= least)
+        kept = np.flatnonzero(np.bincount(cell, minlength=len(centroids)) >= LEAST)
         number = np.full(len(centroids), -1)
         number[kept] = np.arange(len(kept))
         cell = number[cell]

@@ -74,7 +74,7 @@ def spanning_tree(
     # A shift changes no distance, and products of shorter vectors lose fewer digits.
     mean = points.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = points.vectors - mean
-    cells = Cells.of(centred, centroids=None if centroids is None else centroids - mean)
+    cells = Cells.of(centred, None if centroids is None else centroids - mean)
     graph = neighbor_graph(centred, max(NEIGHBORS, min_samples + 1), cells, exact=exact, on_progress=on_progress)
     core_rows = _core_neighbors(graph, points.copies, min_samples)
     own = np.arange(len(centred))
