@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmindex.cluster import lookup
 from llmindex.cluster.neighbors import neighbor_graph, squared_distances
 from llmindex.progress import Progress
 from llmindex.records import Vectors
@@ -100,3 +101,13 @@ def test_squared_distances_are_exact() -> None:
     left, right = np.arange(5000), np.arange(5000)[::-1]
     expected = ((vectors[left].astype(np.float64) - vectors[right]) ** 2).sum(axis=1)
     assert np.allclose(squared_distances(vectors, left, right), expected, rtol=1e-12)
+
+
+def test_so_many_vectors_that_points_are_sorted_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = make_vectors(3000, 8, clusters=10)
+    expected = neighbor_graph(vectors, 5, exact=False)
+    # As many steps of distance leave as little room as a hundred million vectors do.
+    monkeypatch.setattr(lookup, "_STEPS", 1 << 40)
+    graph = neighbor_graph(vectors, 5, exact=False)
+    assert (graph.rows == expected.rows).mean() > 0.999
+    np.testing.assert_allclose(graph.squared, expected.squared, rtol=1e-3, atol=1e-4)

@@ -84,10 +84,15 @@ class Lookup:
         norms = np.einsum("ij,ij->i", vectors, vectors)
         self._vectors = _bordered(vectors, norms, np.float32(1))[self._cells.rows]
 
+    @property
+    def _block(self) -> int:
+        """How many points are looked up together: the numbers that they are sorted by have 63 bits."""
+        size = _TILE[0] if self._exact else _POINTS
+        return min(size, (1 << 62) // ((_STEPS + 1) * len(self._vectors)))
+
     def own(self, k: int) -> Iterator[tuple[Rows, NeighborGraph]]:
         """Return the k nearest others of each vector: some rows at a time, and their neighbours."""
-        count = len(self._vectors)
-        size = _TILE[0] if self._exact else _POINTS
+        count, size = len(self._vectors), self._block
         cell = np.repeat(np.arange(len(self._cells)), self._cells.sizes)
 
         def of(start: int) -> tuple[Rows, NeighborGraph]:
@@ -99,7 +104,7 @@ class Lookup:
 
     def search(self, points: Vectors, k: int) -> NeighborGraph:
         """Return the k nearest vectors of other points, ``(m, dim) float32``."""
-        size = _TILE[0] if self._exact else _POINTS
+        size = self._block
         cell = nearest_cell(points, self._cells.centroids)
 
         def of(start: int) -> NeighborGraph:
