@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmindex.encode import embedded, models, packing
+from llmindex.encode import device, embedded, models, packing
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.packing import Pack
 from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention
@@ -141,8 +141,10 @@ def test_the_default_is_packed(monkeypatch: pytest.MonkeyPatch, dtype: str, tile
         Encoder.load(models.DEFAULT, device="cpu", dtype=each, engine="transformers") for each in (dtype, "float32")
     )
     assert encoder.backbone.packs
-    # Two ways of rounding to 16 bits differ from each other by more than either from 32 bits.
-    least = 1 - 1e-8 if dtype == "float32" else 0.999
+    # Two ways of rounding to 16 bits differ from each other by more than either from 32 bits. A processor without
+    # products of 16 bits rounds more often; nothing is computed in them there unless it is asked for.
+    native = device.resolve("cpu", "auto").dtype == torch.bfloat16
+    least = 1 - 1e-8 if dtype == "float32" else 0.999 if native else 0.998
     assert lowest_cosine(encoder.encode(TEXTS), padded(exact, TEXTS)) > least
 
 
