@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 from hdbscan import HDBSCAN, approximate_predict
+from hdbscan._hdbscan_linkage import label
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.cluster._hierarchical_fast import single_linkage_label
 from sklearn.metrics import adjusted_rand_score
 
 from llmindex.cluster.hdbscan_tree import DensityTree, density_tree, place_new
@@ -125,3 +129,14 @@ def test_fewer_points_than_a_cluster_needs_are_noise() -> None:
     assert (labels == -1).all()
     assert (probabilities == 0).all()
     assert len(tree.selected) == 0
+
+
+@given(count=st.integers(2, 120), seed=st.integers(0, 999), kinds=st.integers(1, 60))
+def test_trees_join_as_the_package_has_them(count: int, seed: int, kinds: int) -> None:
+    """scikit-learn's function, which is not public, does what the package's own does."""
+    random = np.random.default_rng(seed)
+    ends = np.array([random.integers(0, point) for point in range(1, count)])
+    edges = random.permuted(np.stack([np.arange(1, count), ends], axis=1)[random.permutation(count - 1)], axis=1)
+    weights = np.sort(random.integers(0, kinds, count - 1)).astype(np.float64)
+    tree = np.column_stack([edges, weights])
+    np.testing.assert_array_equal(single_linkage_label(tree), label(tree))

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmindex.corpus.column_types import invalid_utf8, is_text
+from llmindex.corpus.formats import ending_of
 from llmindex.errors import CorpusError
 from llmindex.store.files import check_name
-
-_PARQUET = (".parquet", ".pq")
 
 
 def open_file(path: Path) -> pq.ParquetFile:
@@ -28,10 +27,10 @@ def open_file(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0]
-        if path.suffix.lower() not in _PARQUET and "magic bytes" in said:
+        ending = ending_of(path.name)
+        if ending is not None and ending.format != "parquet":
             raise CorpusError(f"{path} is not a Parquet file, which is what is read here; convert it first") from error
-        raise CorpusError(f"{path} cannot be read as Parquet: {said}") from error
+        raise CorpusError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
 
 
 def read(path: Path) -> pa.Table:
