@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmindex.encode import llama, packing
+from llmindex.encode import llama, packing, ragged
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.llama import Llama
-from llmindex.encode.packing import Pack
+from llmindex.encode.pack import Pack
 from llmindex.encode.spec import POOLINGS
 from llmindex.records import Vectors
 from tests.test_llama import MODELS, TEXTS, load, make
@@ -86,11 +86,12 @@ def test_short_beginnings_and_bidirectional_attention_share_nothing(tiny_model: 
         assert not shared(encoder)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8),
     begun=st.lists(st.booleans(), min_size=8, max_size=8),
-    kernel=st.sampled_from(["fused", "products", "varlen"]),
+    kernel=st.sampled_from(["fused", "products", "varlen", "flex"]),
 )
 def test_rows_that_begin_otherwise_or_end_early_are_computed_in_full(
     tiny_model: Path, lengths: list[int], begun: list[bool], kernel: str
@@ -115,15 +116,16 @@ def test_rows_that_begin_otherwise_or_end_early_are_computed_in_full(
 
 
 def use(kernel: str, patch: pytest.MonkeyPatch) -> None:
-    """Have attention computed in one of the three ways, whatever dtype and device would choose."""
+    """Have attention computed in one of the four ways, whatever dtype and device would choose."""
     if kernel == "products":
         patch.setattr(packing, "_fused", lambda *args: packing._by_products(*args[:5]))
     if kernel == "varlen":
         from torch.nn.attention import varlen
 
-        patch.setattr(packing, "_has_varlen", lambda device: True)
-        patch.setattr(packing, "_HALF", (torch.float32,))
+        patch.setattr(ragged, "kernel", lambda *states: ragged.by_varlen)
         patch.setattr(varlen, "varlen_attn", varlen_by_loop)
+    if kernel == "flex":
+        patch.setattr(ragged, "kernel", lambda *states: ragged.by_flex)
 
 
 def varlen_by_loop(
@@ -188,5 +190,6 @@ def test_positions_go_on_after_the_beginning() -> None:
     assert pack.positions_1N.tolist() == [[4, 5, 6, 4]]
     first_KPC = torch.full((1, 4, 1), -1.0)
     own_KNC = torch.arange(4.0).view(1, 4, 1)
-    both = packing._interleaved(first_KPC, own_KNC, pack)[0, :, 0].tolist()
-    assert both == [-1, -1, -1, -1, 0, 1, 2, -1, -1, -1, -1, 3]
+    keys, values = ragged.interleaved((first_KPC, first_KPC - 1), (own_KNC, own_KNC + 10), pack)
+    assert values[0, :, 0].tolist() == [-2, -2, -2, -2, 10, 11, 12, -2, -2, -2, -2, 13]
+    assert keys[0, :, 0].tolist() == [-1, -1, -1, -1, 0, 1, 2, -1, -1, -1, -1, 3]

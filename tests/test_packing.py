@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmindex.encode import device, embedded, models, packing
+from llmindex.encode import device, embedded, models, packing, ragged
 from llmindex.encode.encoder import Encoder
-from llmindex.encode.packing import Pack
+from llmindex.encode.pack import Pack
 from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention
 from llmindex.records import Vectors
 
@@ -192,12 +192,96 @@ def test_the_kernel_of_a_gpu_gets_all_rows_at_once(tiny_model: Path, monkeypatch
             rows.append(mixed.transpose(0, 1))
         return torch.cat(rows)
 
-    monkeypatch.setattr(packing, "_has_varlen", lambda device: True)
+    monkeypatch.setattr(ragged, "has_varlen", lambda device: True)
     monkeypatch.setattr(varlen, "varlen_attn", loop)
     for attention in ATTENTIONS:
         encoder = load(tiny_model, attention=attention, dtype="bfloat16")
         assert encoder.backbone.packs
         assert lowest_cosine(encoder.encode(TEXTS), padded(encoder, TEXTS)) > 0.999
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_gpu_without_that_kernel_gets_one_compiled_for_the_rows(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mask, that is; here it is applied to all scores."""
+    taken = []
+
+    def flex(*args: Any) -> torch.Tensor:  # noqa: ANN401
+        taken.append(args[3])
+        return ragged.by_flex(*args)
+
+    monkeypatch.setattr(ragged, "kernel", lambda query, key, pack: flex)
+    for attention in ATTENTIONS:
+        encoder = load(tiny_model, attention=attention)
+        assert encoder.backbone.packs
+        assert lowest_cosine(encoder.encode(TEXTS), padded(encoder, TEXTS)) > 1 - 1e-8
+    assert [list(pack.masks) for pack in taken] == [[True]] * (len(taken) // 2) + [[False]] * (len(taken) // 2)
+
+
+@settings(max_examples=30)
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=9), before=st.integers(0, 140), causal=st.booleans())
+def test_blocks_that_are_left_out_hold_nothing(lengths: list[int], before: int, causal: bool) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    mask_BT = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    pack = Pack.of(mask_BT, mask_BT, torch.device("cpu"), before)
+    mask = ragged._block_mask(pack, causal)
+    sees, sizes = mask.mask_mod, mask.seq_lengths
+    exact = create_block_mask(sees, None, None, *sizes, device="cpu").to_dense()
+    assert bool((mask.to_dense() >= exact).all())
+    row_N = np.repeat(np.arange(len(lengths)), lengths)
+    row_M = np.repeat(np.arange(len(lengths)), np.array(lengths) + before)
+    seen = torch.from_numpy(row_N[:, None] == row_M)
+    if causal:
+        place_M = np.concatenate([np.arange(length + before) for length in lengths])
+        seen &= torch.from_numpy(place_M <= pack.positions_1N[0].numpy()[:, None])
+    queries, keys = torch.meshgrid(torch.arange(sizes[0]), torch.arange(sizes[1]), indexing="ij")
+    assert sees(torch.tensor(0), torch.tensor(0), queries, keys).equal(seen)
+
+
+@pytest.mark.parametrize(
+    ("varlen", "flex", "dtype", "lengths", "expected"),
+    [
+        (True, True, torch.bfloat16, [3, 2, 1], ragged.by_varlen),
+        (True, True, torch.float32, [3, 2, 1], ragged.by_flex),
+        (False, True, torch.bfloat16, [3, 2, 1], ragged.by_flex),
+        (False, True, torch.bfloat16, [3, 3, 2], None),
+        (False, False, torch.bfloat16, [3, 2, 1], None),
+    ],
+)
+def test_the_kernel_is_the_best_that_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+    varlen: bool,
+    flex: bool,
+    dtype: torch.dtype,
+    lengths: list[int],
+    expected: ragged.Kernel | None,
+) -> None:
+    monkeypatch.setattr(ragged, "has_varlen", lambda device: varlen)
+    monkeypatch.setattr(ragged, "has_flex", lambda *heads: flex)
+    mask_BT = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    pack = Pack.of(mask_BT, mask_BT, torch.device("cpu"))
+    states = torch.zeros(2, sum(lengths), 4, dtype=dtype)
+    assert ragged.kernel(states, states, pack) is expected
+
+
+def test_a_cpu_has_none_of_these_kernels() -> None:
+    cpu = torch.device("cpu")
+    assert not ragged.has_varlen(cpu)
+    assert not ragged.has_flex(cpu, torch.float32, 2, 2, 4)
+
+
+def test_a_kernel_that_cannot_be_compiled_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: object) -> torch.Tensor:
+        raise RuntimeError("no Triton")
+
+    monkeypatch.setattr(ragged, "by_flex", broken)
+    with caplog.at_level(logging.INFO):
+        assert not ragged.compiles(torch.device("cpu"), torch.float32, 2, 2, 4)
+    assert "no Triton" in caplog.text
 
 
 def test_gradients_are_those_of_padded_batches(tiny_model: Path) -> None:

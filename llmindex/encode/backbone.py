@@ -22,7 +22,7 @@ from llmindex.encode.adapter import Adapter
 from llmindex.encode.decoder import Decoder, canonical, does_not_fit
 from llmindex.encode.device import Placement, send
 from llmindex.encode.models import one_line
-from llmindex.encode.packing import Pack
+from llmindex.encode.pack import Pack
 from llmindex.encode.spec import Attention
 from llmindex.errors import ModelError, UsageError
 

@@ -25,7 +25,7 @@ from llmindex.encode.adapter import Adapter
 from llmindex.encode.decoder import Decoder, canonical, does_not_fit
 from llmindex.encode.device import Placement, one_thread, send
 from llmindex.encode.family import Architecture, OtherModel
-from llmindex.encode.packing import Pack
+from llmindex.encode.pack import Pack
 from llmindex.encode.spec import Attention
 
 logger = logging.getLogger(__name__)
