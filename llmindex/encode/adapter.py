@@ -127,7 +127,7 @@ def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
     moved = False
     merged: set[str] = set()
     with torch.no_grad():
-        for name, (down_RI, up_OR) in _factors(adapter).items():
+        for name, (down_RI, up_OR) in factors(adapter).items():
             place = name if name in weights else name.removeprefix("model.")
             if place not in weights:
                 raise AdapterError(
@@ -139,8 +139,8 @@ def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
             weight = weights[place]
             scale = adapter.scale(name, len(down_RI))
             moved = moved or bool(scale and up_OR.any() and down_RI.any())
-            factors = (down_RI.T, up_OR.T) if adapter.config.get("fan_in_fan_out") else (up_OR, down_RI)
-            shape = factors[0].shape[0], factors[1].shape[1]
+            product = (down_RI.T, up_OR.T) if adapter.config.get("fan_in_fan_out") else (up_OR, down_RI)
+            shape = product[0].shape[0], product[1].shape[1]
             if shape != weight.shape:
                 raise AdapterError(
                     f'adapter "{adapter.folder}" does not fit: "{name}" has the shape {tuple(weight.shape)}, the '
@@ -148,7 +148,7 @@ def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
                 )
             # In float32, rounded once: a small change would vanish beside a bfloat16 weight step by step.
             exact = weight.float().addmm_(
-                *(factor.to(weight.device, torch.float32) for factor in factors),
+                *(factor.to(weight.device, torch.float32) for factor in product),
                 alpha=scale,
             )
             with one_thread():  # weights that are mapped from a file get their own pages here
@@ -157,8 +157,12 @@ def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
         raise AdapterError(f'adapter "{adapter.folder}" changes nothing: all its weights are zero (never trained?)')
 
 
-def _factors(adapter: Adapter) -> dict[str, tuple[Any, Any]]:
-    """Both factors of each module: A ``(rank, in)`` and B ``(out, rank)``."""
+def factors(adapter: Adapter) -> dict[str, tuple[Any, Any]]:
+    """Both factors of each module: A ``(rank, in)`` and B ``(out, rank)``.
+
+    Raises:
+        AdapterError: they cannot be read, do not belong together, or are not finite.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -180,6 +184,8 @@ def _factors(adapter: Adapter) -> dict[str, tuple[Any, Any]]:
             raise AdapterError(
                 f'adapter "{adapter.folder}" is damaged: the two factors of "{name}" do not fit (it holds {held})'
             )
+        if not all(each.isfinite().all() for each in found.values()):
+            raise AdapterError(f'adapter "{adapter.folder}" is damaged: the factors of "{name}" are not finite')
     if not sides:
         raise AdapterError(f'adapter "{adapter.folder}" is empty: {WEIGHTS_NAME} holds no tensors')
     return {name: (found["A"], found["B"]) for name, found in sides.items()}

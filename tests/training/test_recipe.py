@@ -121,6 +121,7 @@ def test_a_value_of_another_type(setting: str, why: str) -> None:
         "loss.margin=-0.1",
         "loss.margin=2",
         "loss.false_negative_margin=nan",
+        "loss.false_negative_margin=-5",
         "loss.matryoshka=[0]",
         "optim.batch_size=1",
         "optim.steps=-1",

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.whitening import Whitening
@@ -282,6 +283,48 @@ def test_an_adapter_that_cannot_be_trained_further(
 
 
 @pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda weight: weight.index_fill(1, torch.tensor([0]), float("nan")), "is damaged: .* are not finite$"),
+        (lambda weight: weight.to(torch.int8), "is damaged: the two factors of .* do not fit"),
+        (
+            lambda weight: weight[:-1].contiguous(),
+            "cannot be trained on: .*size mismatch",
+        ),
+        (None, "is damaged: adapter_model.safetensors: "),
+    ],
+)
+def test_a_damaged_adapter_is_not_trained_further(
+    run: Run, pairs: Path, tmp_path: Path, damage: Callable[[torch.Tensor], torch.Tensor] | None, why: str
+) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(run.report.adapter, copy)
+    (copy / "encoder.json").unlink()
+    file = copy / "adapter_model.safetensors"
+    if damage:
+        tensors = load_file(file)
+        name = next(name for name in tensors if ".lora_B." in name)
+        save_file(tensors | {name: damage(tensors[name])}, file)
+    else:
+        file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(AdapterError, match=why) as caught:
+        trainer.train([pairs], tmp_path / "run", tiny_recipe(copy))
+    assert str(copy) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rank", [5, 0, "8", None])
+def test_the_rank_of_an_adapter_is_that_of_its_factors(run: Run, tmp_path: Path, rank: object) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(run.report.adapter, copy)
+    (copy / "encoder.json").unlink()
+    expected = training_adapter.settled(tiny_recipe(copy)).model.lora_rank
+    config = json.loads((copy / "adapter_config.json").read_text("utf-8")) | {"r": rank}
+    (copy / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    assert training_adapter.settled(tiny_recipe(copy)).model.lora_rank == expected
+
+
+@pytest.mark.parametrize(
     ("setting", "error", "why"),
     [
         (
@@ -303,8 +346,8 @@ def test_an_adapter_that_cannot_be_trained_further(
         ("loss.temperature=1e-40", RecipeError, "loss.temperature must be at least 0.001, not 1e-40"),
         ("model.prompt=no place for a text", RecipeError, "text"),
         ("optim.batch_size=79", CorpusError, "80 pairs are too few for batches of 79 beside 16 held out"),
-        ("optim.dtype=float8", RecipeError, 'unknown dtype "float8"'),
-        ("optim.device=gpu", RecipeError, "gpu"),
+        ("optim.dtype=float8", RecipeError, '^optim.dtype: unknown dtype "float8"'),
+        ("optim.device=gpu", RecipeError, '^optim.device: unknown device "gpu"'),
         ("model.quantize=true", ModelError, "^model.quantize needs a CUDA GPU; leave it out to train on this machine$"),
         ("optim.learning_rate=1e38", ModelError, "finite|loss of step"),
     ],

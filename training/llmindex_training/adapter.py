@@ -43,6 +43,8 @@ _KEYS = {
     "--dtype ": "optim.dtype = ",
     "--attention ": "model.attention = ",
     "--revision": "model.revision",
+    "unknown dtype": "optim.dtype: unknown dtype",
+    "unknown device": "optim.device: unknown device",
 }
 
 _PROBES = (
@@ -68,9 +70,12 @@ def settled(recipe: Recipe) -> Recipe:
         raise AdapterError(
             f'adapter "{start.folder}" cannot be trained on: its layers are named by a pattern or scaled one by one'
         )
+    ranks = {len(down_RI) for down_RI, _ in adapters.factors(start).values()}
+    if len(ranks) > 1:
+        raise AdapterError(f'adapter "{start.folder}" cannot be trained on: its layers have several ranks')
     model = replace(
         recipe.model,
-        lora_rank=int(config["r"]),
+        lora_rank=ranks.pop(),
         lora_alpha=float(config["lora_alpha"]),
         lora_targets=tuple(sorted(targets)),
     )
@@ -333,7 +338,10 @@ def _fill(wrapped: Any, folder: Path) -> None:  # noqa: ANN401 - a PeftModel
     """Give the fresh adapter the weights of another; each must find its place, and none be left over."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    loaded = set_peft_model_state_dict(wrapped, load_peft_weights(str(folder), device="cpu"))
+    try:
+        loaded = set_peft_model_state_dict(wrapped, load_peft_weights(str(folder), device="cpu"))
+    except RuntimeError as error:  # of torch, at a shape
+        raise AdapterError(f'adapter "{folder}" cannot be trained on: {models.one_line(error)}') from error
     if astray := [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if ".lora_" in key)]:
         raise AdapterError(f'adapter "{folder}" cannot be trained on: it does not fit the model at "{astray[0]}"')
 

@@ -323,6 +323,7 @@ def _check_ranges(name: str, recipe: Recipe) -> None:
         "model.whitening must not be negative": model.whitening >= 0,
         "loss.temperature must be at least 0.001": loss.temperature >= 0.001,
         "loss.margin must be at least 0 and below 2": 0 <= loss.margin < 2,
+        "loss.false_negative_margin must be from -2 to 2": -2 <= loss.false_negative_margin <= 2,
         "loss.matryoshka must be lengths of at least 1": all(dim >= 1 for dim in loss.matryoshka),
         "optim.batch_size must be at least 2, for each pair needs a negative": optim.batch_size >= 2,
         "optim.steps must not be negative": optim.steps >= 0,
