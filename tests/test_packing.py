@@ -244,10 +244,10 @@ def test_blocks_that_are_left_out_hold_nothing(lengths: list[int], before: int, 
     ("varlen", "flex", "dtype", "lengths", "expected"),
     [
         (True, True, torch.bfloat16, [3, 2, 1], ragged.by_varlen),
-        (True, True, torch.float32, [3, 2, 1], ragged.by_flex),
-        (False, True, torch.bfloat16, [3, 2, 1], ragged.by_flex),
-        (False, True, torch.bfloat16, [3, 3, 2], None),
-        (False, False, torch.bfloat16, [3, 2, 1], None),
+        (True, True, torch.float32, [*range(1, 10)], ragged.by_flex),
+        (False, True, torch.bfloat16, [*range(1, 10)], ragged.by_flex),
+        (False, True, torch.bfloat16, [*range(1, 9), 8], None),
+        (False, False, torch.bfloat16, [*range(1, 10)], None),
     ],
 )
 def test_the_kernel_is_the_best_that_there_is(
@@ -270,6 +270,14 @@ def test_a_cpu_has_none_of_these_kernels() -> None:
     cpu = torch.device("cpu")
     assert not ragged.has_varlen(cpu)
     assert not ragged.has_flex(cpu, torch.float32, 2, 2, 4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_compiled_kernel_is_held_to_a_known_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert ragged.compiles(cpu, torch.bfloat16, 4, 2, 8)
+    monkeypatch.setattr(ragged, "by_flex", lambda query, key, value, *rest: value.transpose(0, 1))
+    assert not ragged.compiles(cpu, torch.bfloat16, 4, 2, 8)
 
 
 def test_a_kernel_that_cannot_be_compiled_is_not_used(
