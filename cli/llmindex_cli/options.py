@@ -35,6 +35,16 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = examples
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; an argument too many, which may be an index without its -i, comes before an index that is missing."""
+        try:
+            return super().parse_args(ctx, args.copy())
+        except IndexNotFound:
+            _, rest, _ = self.make_parser(ctx).parse_args(args)
+            if rest:
+                ctx.fail(f"Got unexpected extra argument ({rest[0]}).")
+            raise
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their sections' titles; ``--help`` stays with the first."""
         sections: dict[str, list[tuple[str, str]]] = {}

@@ -63,7 +63,7 @@ class Corpus:
     def __init__(self, sources: Sequence[Source], options: CorpusOptions, name: str) -> None:
         self.rows = sum(source.rows for source in sources)
         if not self.rows:
-            raise CorpusError(f"{_label(sources)} is empty: no documents to index")
+            raise CorpusError(f"{_label(sources)} is empty: there are no documents in it")
         columns = plan_columns(sources, options.text_columns, options.id_column)
         self.schema: pa.Schema = columns.schema
         self.text_columns = tuple(columns.text)

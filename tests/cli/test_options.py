@@ -72,6 +72,12 @@ def test_no_index_says_how_to_make_one(llmindex: Llmindex, tmp_path: Path) -> No
     )
 
 
+def test_an_index_without_its_option(llmindex: Llmindex) -> None:
+    ended = llmindex("info", "mine.llmindex")
+    assert ended.code == 2
+    assert ended.err == "Error: Got unexpected extra argument (mine.llmindex). Try 'llmindex info --help'.\n"
+
+
 def test_several_indexes_are_listed(llmindex: Llmindex, tmp_path: Path) -> None:
     (tmp_path / "b.llmindex").mkdir()
     (tmp_path / "a.llmindex").mkdir()

@@ -123,7 +123,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "no label": (
         read_clustering,
         {"text": ["a"], "labels": ["x"]},
-        r'"labels"\?.*`evaluate clustering --label-column` takes',
+        r'"labels"\?.*rename the one that holds the labels',
     ),
     "no label at all": (read_clustering, {"text": ["a"]}, r'no column "label" \(columns: text\)'),
     "one class": (read_clustering, {"text": ["a", "b"], "label": ["x", "x"]}, 'has one class only, "x", in the column'),

@@ -20,6 +20,7 @@ from llmindex_training import text_columns
 
 TEXT, LABEL = "text", "label"
 PAIR_COLUMNS = ("sentence1", "sentence2", "score")
+_OTHER_LABELS = "; rename the one that holds the labels; `evaluate clustering` takes its name as --label-column"
 RETRIEVAL_FILES = ("corpus.parquet", "queries.parquet", "qrels.parquet")
 
 
@@ -124,7 +125,7 @@ def read_clustering(
     """
     table = _read(path)
     texts = _strings(table, TEXT, path)
-    labels = _strings(table, label_column, path, "; `evaluate clustering --label-column` takes another")
+    labels = _strings(table, label_column, path, _OTHER_LABELS if label_column == LABEL else "")
     rows = _sampled(len(texts), sample, seed)
     kept = [labels[row] for row in rows]
     classes, truth = np.unique(kept, return_inverse=True)

@@ -52,17 +52,20 @@ class Reader:
         """
         # The layers above the highest that is asked for never run.
         highest = -1 if min(layers) < 0 else max(layers)
-        self._encoder = Encoder.from_options(
-            replace(
-                options,
-                prompt=prompt,
-                query_prompt=None,
-                pooling=poolings[0],
-                layer=highest,
-                dim=None,
-                engine="transformers",
+        try:
+            self._encoder = Encoder.from_options(
+                replace(
+                    options,
+                    prompt=prompt,
+                    query_prompt=None,
+                    pooling=poolings[0],
+                    layer=highest,
+                    dim=None,
+                    engine="transformers",
+                )
             )
-        )
+        except UsageError as error:  # which knows the option of the commands that take one layer
+            raise UsageError(str(error).replace("--layer ", "--layers ")) from error
         backbone = self._encoder.backbone
         if backbone.layers is None:
             raise ModelError(f"cannot tell the layers of {type(backbone.model).__name__}: a sweep needs them")
