@@ -226,8 +226,9 @@ def test_an_encoder_that_differs_leaves_nothing(
         raise ValueError("no\nsuch thing")
 
     monkeypatch.setattr(exporting, "with_sentence_transformers", breaks)
-    with pytest.raises(ModelError, match="cannot use what was written; nothing was kept: no such thing"):
-        export(options, tmp_path / "other")
+    for place in ("other", "deep/er/other"):
+        with pytest.raises(ModelError, match="cannot use what was written; nothing was kept: no such thing"):
+            export(options, tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

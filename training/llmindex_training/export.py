@@ -286,6 +286,7 @@ def _appearing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Of two at once the later one finds the place taken, as if it had begun after the other.
     """
+    fresh = [parent for parent in folder.parents if not parent.exists()]
     make_folder(folder.parent)
     prefix = f".{folder.name}.making-"
     _remove_leftovers(folder.parent, prefix)
@@ -310,6 +311,9 @@ def _appearing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     finally:
         shutil.rmtree(making, ignore_errors=True)
         os.close(held)
+        with suppress(OSError):  # the first that is not empty
+            for parent in fresh:
+                parent.rmdir()
 
 
 def _hold(folder: Path) -> int:
