@@ -77,7 +77,9 @@ def _fresh(record: Progress) -> int:
 
 
 def _rate(number: float) -> str:
-    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+    if number >= 10:
+        return f"{number:,.0f}"
+    return f"{number:.1f}" if number >= 0.1 else f"{number:.1g}"
 
 
 class LineMeter:

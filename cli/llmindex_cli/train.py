@@ -95,7 +95,7 @@ def command(
         return
     if report.complete_before:
         note("This run was complete already; start it afresh with --overwrite, or train into another folder with -o.")
-    _print(report)
+    _print(report, "V-measure" if evaluate else "MRR")
     note(f"Next: llmindex build CORPUS -o adapted.llmindex --model {shlex.quote(str(report.adapter))}")
 
 
@@ -107,9 +107,9 @@ def _score(files: tuple[Path, ...]) -> "ClusteringScore":
     return ClusteringScore([read_clustering(file, name=name, sample=SAMPLE) for file, name in named])
 
 
-def _print(report: "TrainReport") -> None:
+def _print(report: "TrainReport", score: str) -> None:
     if report.scores:
-        columns = [Column("step", "right"), Column("score", "right"), Column("")]
+        columns = [Column("step", "right"), Column(score, "right"), Column("")]
         rows = [
             [f"{step:,}", f"{score:.4f}", "kept" if step in report.kept_steps else ""]
             for step, score in report.scores.items()

@@ -39,6 +39,14 @@ def test_rates_leave_out_what_an_earlier_run_did() -> None:
     assert lines == ["encode: 950 of 1,000 documents, 5.0 documents/s, 10.0 s left"]
 
 
+def test_slow_work_has_a_rate_too() -> None:
+    show, clock, lines = meter()
+    show(Progress("train", 0, 30, "steps"))
+    clock.now += 25
+    show(Progress("train", 1, 30, "steps"))
+    assert lines == ["train: 1 of 30 steps, 0.04 steps/s, 12 min 5 s left"]
+
+
 def test_a_stage_that_took_a_second_gets_a_closing_line() -> None:
     show, clock, lines = meter()
     show(Progress("scan", 0, None, unit="files"))

@@ -35,7 +35,7 @@ def test_a_run_for_people(process: Llmindex, llmindex: Llmindex, here: Path, mon
     ended = process(*arguments, cwd=here)
     assert ended.code == 0, ended.err
     out = ended.out.splitlines()
-    assert out[0].split() == ["step", "score"]
+    assert out[0].split() == ["step", "MRR"]
     assert [line.split()[0] for line in out[1:5]] == ["0", "4", "8", "12"]
     assert sum(line.endswith("kept") for line in out[1:5]) == 1
     assert out[5:8] == ["", "adapter     my run/adapter", "pairs       80"]
