@@ -50,6 +50,10 @@ class AdapterError(ModelError):
     """A LoRA adapter cannot be read, or does not fit the backbone."""
 
 
+class NoEffect(AdapterError):
+    """A LoRA adapter that fits, and leaves all that the model computes as it was."""
+
+
 class NotFinite(ModelError):
     """A model gave values that are not finite."""
 

@@ -65,7 +65,7 @@ def _click_error(error: click.ClickException) -> Answer:
 
 @explain.register
 def _interrupted(error: KeyboardInterrupt) -> Answer:
-    return Answer("Interrupted.", 130)
+    return Answer(f"Interrupted: {one_line(str(error))}" if str(error) else "Interrupted.", 130)
 
 
 @explain.register

@@ -17,7 +17,7 @@ from typing import Any
 
 from llmindex.encode import prompts
 from llmindex.encode.spec import EncoderSpec
-from llmindex.errors import AdapterError, UsageError
+from llmindex.errors import AdapterError, NoEffect, UsageError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -154,7 +154,7 @@ def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
             with one_thread():  # weights that are mapped from a file get their own pages here
                 weight.copy_(exact)
     if not moved:
-        raise AdapterError(f'adapter "{adapter.folder}" changes nothing: all its weights are zero (never trained?)')
+        raise NoEffect(f'adapter "{adapter.folder}" changes nothing: all its weights are zero (never trained?)')
 
 
 def factors(adapter: Adapter) -> dict[str, tuple[Any, Any]]:

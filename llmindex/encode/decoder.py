@@ -15,7 +15,7 @@ from llmindex.encode import adapter as adapters
 from llmindex.encode.adapter import Adapter
 from llmindex.encode.device import Placement
 from llmindex.encode.models import one_line
-from llmindex.errors import AdapterError, ModelError, NotFinite, UsageError
+from llmindex.errors import ModelError, NoEffect, NotFinite, UsageError
 
 
 class Decoder(ABC):
@@ -59,7 +59,7 @@ class Decoder(ABC):
         before_BTD = self._probe()
         adapters.merge(self._weights(), adapter)
         if torch.equal(before_BTD, self._probe()):
-            raise AdapterError(f'adapter "{adapter.folder}" does not change what "{self.folder}" computes')
+            raise NoEffect(f'adapter "{adapter.folder}" does not change what "{self.folder}" computes')
 
     def _looks_ahead(self) -> bool:
         """Whether a text's first token has another state when its last token is another."""

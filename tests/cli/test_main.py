@@ -125,6 +125,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (errors.UsageError("--dim 999 is too large"), 2, "Error: --dim 999 is too large\n"),
         (errors.ModelError("a\x1b[31mb"), 1, "Error: a\\x1b[31mb\n"),
         (KeyboardInterrupt(), 130, "Interrupted.\n"),
+        (KeyboardInterrupt("before the first checkpoint"), 130, "Interrupted: before the first checkpoint\n"),
         (
             errors.BuildInterrupted(12288),
             130,

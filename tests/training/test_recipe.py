@@ -129,6 +129,7 @@ def test_a_value_of_another_type(setting: str, why: str) -> None:
         "optim.learning_rate=inf",
         "optim.warmup_steps=-1",
         "optim.weight_decay=-1",
+        "optim.weight_decay=1e30",
         "optim.max_grad_norm=0",
         "optim.evaluate_every=0",
         "optim.token_budget=-1",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmindex.encode.encoder import Encoder
-from llmindex.errors import AdapterError, CorruptStore, LlmindexError, ModelError, UsageError
+from llmindex.errors import AdapterError, CorruptStore, LlmindexError, ModelError, RecipeError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import trainer
 from llmindex_training.recipe import Recipe
@@ -174,7 +174,6 @@ class AllAlike:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("optim.steps=1", "optim.warmup_steps=1"),
         ("loss.false_negative_margin=-2",),
         ("loss.false_negative_margin=-2", "optim.average=3"),
         ("optim.warmup_steps=3", "optim.evaluate_every=1"),
@@ -188,6 +187,21 @@ def test_training_that_changes_nothing(
     with pytest.raises(ModelError, match=r"^training has changed nothing: ") as caught:
         trainer.train([trained.pairs], tmp_path / "run", tiny_recipe(start, *settings), score=AllAlike())
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_warm_up_that_leaves_nothing_to_learn_is_refused_before(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.parquet")
+    with pytest.raises(RecipeError, match=r"^the run's only step would be the first of the warm-up"):
+        trainer.train([pairs], tmp_path / "run", tiny_recipe(tiny_model, "optim.steps=1", "optim.warmup_steps=1"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_to_change_a_vector(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.parquet")
+    recipe = tiny_recipe(tiny_model, "optim.steps=2", "optim.warmup_steps=1000000", "optim.learning_rate=1e-30")
+    with pytest.raises(AdapterError, match=r"^what was learned is too little .*: raise optim.learning_rate, or lower"):
+        trainer.train([pairs], tmp_path / "run", recipe)
     assert not (tmp_path / "run" / "adapter").exists()
 
 

@@ -192,7 +192,7 @@ def test_a_log_line_that_was_cut_off_is_dropped(runs: Runs, tmp_path: Path) -> N
 
 def test_ctrl_c(runs: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(Interrupted, match=r"^there is no checkpoint yet$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^before the first checkpoint; the same command begins anew$"):
         runs.stop_at(run, 2, KeyboardInterrupt)
     with pytest.raises(Interrupted, match=r"^the checkpoint of step 8 is kept$"):
         runs.stop_at(run, 9, KeyboardInterrupt)

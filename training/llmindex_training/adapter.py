@@ -23,7 +23,7 @@ from llmindex.encode import models
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.encode.whitening import Whitening
-from llmindex.errors import AdapterError, MissingPackage, ModelError, RecipeError, UsageError
+from llmindex.errors import AdapterError, MissingPackage, ModelError, NoEffect, RecipeError, UsageError
 from llmindex.store.files import make_folder, replacing
 from llmindex_training.recipe import Model, Recipe
 
@@ -348,9 +348,14 @@ def _fill(wrapped: Any, folder: Path) -> None:  # noqa: ANN401 - a PeftModel
 
 def _prove(encoder: Encoder, folder: Path) -> float:
     placement = encoder.placement
-    loaded = Encoder.load(
-        str(folder), device=str(placement.device), dtype=encoder.dtype, max_tokens=encoder.spec.max_tokens
-    )
+    try:
+        loaded = Encoder.load(
+            str(folder), device=str(placement.device), dtype=encoder.dtype, max_tokens=encoder.spec.max_tokens
+        )
+    except NoEffect as error:
+        raise AdapterError(
+            "what was learned is too little to change a vector: raise optim.learning_rate, or lower optim.warmup_steps"
+        ) from error
     encoder.backbone.model.eval()
     lowest = float(np.min(np.sum(encoder.encode(_PROBES) * loaded.encode(_PROBES), axis=1)))
     if not lowest >= _LEAST_COSINE:

@@ -340,6 +340,11 @@ def _check_ranges(name: str, recipe: Recipe) -> None:
         if not holds:
             section, key = rule.split(" ")[0].split(".")
             raise RecipeError(f"recipe {name}: {rule}, not {_toml(getattr(getattr(recipe, section), key))}")
+    if optim.weight_decay * optim.learning_rate >= 1:
+        raise RecipeError(
+            f"recipe {name}: optim.weight_decay must be below {1 / optim.learning_rate:,g}, one divided by "
+            f"optim.learning_rate, not {_toml(optim.weight_decay)}: a step would take away the whole weight"
+        )
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401

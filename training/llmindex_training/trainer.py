@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from llmindex.encode.encoder import Encoder
-from llmindex.errors import CorruptStore, Interrupted, MissingPackage, ModelError, NotFinite, StorageError
+from llmindex.errors import CorruptStore, Interrupted, MissingPackage, ModelError, NotFinite, RecipeError, StorageError
 from llmindex.progress import ProgressCallback
 from llmindex.store.files import check_name, refused
 from llmindex_training import adapter, distributed
@@ -60,6 +60,7 @@ def train(
 
     Raises:
         Interrupted: Ctrl-C; the same call goes on from the last checkpoint.
+        RecipeError: the recipe does not suit the model or the pairs.
         LlmindexError: whatever else a user can act on.
     """
     started = time.perf_counter()
@@ -68,6 +69,11 @@ def train(
     recipe = adapter.settled(recipe)
     pairs = pair_files.read(files)
     deal = pair_files.deal(pairs, recipe.data, recipe.optim.batch_size, recipe.optim.steps)
+    if len(deal.steps) == 1 and recipe.optim.warmup_steps:
+        raise RecipeError(
+            "the run's only step would be the first of the warm-up, whose learning rate is 0: raise optim.steps, or "
+            "set optim.warmup_steps to 0"
+        )
     if score is None and len(deal.held_out):
         score = HeldOutPairs(pairs.table.take(pa.array(deal.held_out)), recipe.data.query_prompt)
     identity = score.identity if score is not None else "nothing"
@@ -164,7 +170,7 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         """Train to the end, from the last checkpoint if there is one.
 
         Raises:
-            Interrupted: Ctrl-C.
+            Interrupted: Ctrl-C; before the first checkpoint a plain KeyboardInterrupt.
             StorageError: a checkpoint could not be written.
         """
         checkpoint = distributed.from_first(self._folder.last_checkpoint)
@@ -178,8 +184,9 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt as interrupt:
             last = self._folder.last_checkpoint()
-            kept = f"the checkpoint of step {step_of(last)} is kept" if last else "there is no checkpoint yet"
-            raise Interrupted(kept) from interrupt
+            if last is None:
+                raise KeyboardInterrupt("before the first checkpoint; the same command begins anew") from interrupt
+            raise Interrupted(f"the checkpoint of step {step_of(last)} is kept") from interrupt
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ANN401
         """One batch's gradients; returns its loss.
