@@ -8,7 +8,7 @@ import csv
 import itertools
 import re
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -161,10 +161,18 @@ def _types_of(value: str) -> tuple[pa.DataType, ...]:
     if number is None or value == "-0":
         return ()
     if number[2] or number[3]:
-        return (FLOAT,) if Decimal(repr(float(value))) == Decimal(value) else ()
+        return (FLOAT,) if _is_exact(value) else ()
     if len(number[1]) > _DIGITS_OF_INT64 or not -(1 << 63) <= int(value) < 1 << 63:
         return ()
     return (INT, FLOAT) if abs(int(value)) <= _EXACT_IN_FLOAT else (INT,)
+
+
+def _is_exact(number: str) -> bool:
+    """Whether a float keeps all that is written."""
+    try:
+        return Decimal(repr(float(number))) == Decimal(number)
+    except InvalidOperation:  # an exponent beyond those of Decimal: an id of digits and one "e"
+        return False
 
 
 def _is_undecodable(fields: list[str]) -> bool:
