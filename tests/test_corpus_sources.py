@@ -75,9 +75,47 @@ class TestSources:
         with pytest.raises(CorpusError, match=r"^no such file: \*\.zip \(the pattern matches nothing\)$"):
             Corpus.open(["*.zip"])
 
+    @pytest.mark.parametrize(
+        ("pattern", "ids"),
+        [
+            ("g/*/*.txt", ["x/1.txt", "z/2.txt"]),
+            ("g/**/*.txt", ["x/1.txt", "z/2.txt"]),
+            ("g/x/[y-z]/../1.txt", ["1.txt"]),
+            ("g/[z]/2.txt", ["z/2.txt"]),
+            ("*/z/*.txt", ["g/z/2.txt"]),
+            ("g/away/../[0-9]/*", ["2/n.txt"]),
+            ("g/a*/../2/*", ["../o/2/n.txt"]),
+        ],
+    )
+    def test_globs_of_text_files(self, pattern: str, ids: list[str]) -> None:
+        for name in ("g/x/1.txt", "g/z/2.txt", "g/x/y/no", "o/2/n.txt", "o/far/no"):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text(name)
+        Path("g/away").symlink_to(Path("o/far").absolute())
+        for each in (pattern, str(Path(pattern).absolute())):
+            assert [row["id"] for row in documents(Corpus.open(each))] == ids
+
+    def test_what_is_above_a_link_is_above_where_it_leads(self) -> None:
+        for name in ("g/x/1.txt", "g/z/2.txt"):
+            Path(name).parent.mkdir(parents=True)
+            Path(name).write_text(name)
+        Path("link").symlink_to("g/x")
+        Path("g/z/same.txt").symlink_to(Path("g/x/1.txt").absolute())
+        for source in ("link/../z", "link/../z/*.txt"):
+            found = documents(Corpus.open(source))
+            assert [(row["id"], row["text"]) for row in found] == [("2.txt", "g/z/2.txt"), ("same.txt", "g/x/1.txt")]
+            assert found[1]["path"] == str(Path("g/z/same.txt").absolute())
+        assert Corpus.open("link/../z").name == "z"
+        assert documents(Corpus.open("link/../z/2.txt"))[0]["id"] == "2.txt"
+        assert documents(Corpus.open("link/1.txt"))[0]["path"] == str(Path("link/1.txt").absolute())
+
     def test_a_file_whose_name_looks_like_a_glob(self) -> None:
         write_jsonl(Path("[a].jsonl"), [{"text": "x"}])
         assert Corpus.open("[a].jsonl").rows == 1
+        Path("[b]").mkdir()
+        Path("[b]/c.txt").write_text("x")
+        for source in ("[b]", "[b]/c.txt"):
+            assert documents(Corpus.open(source))[0]["id"] == "c.txt"
 
     def test_a_file_named_twice_is_read_once(self, caplog: pytest.LogCaptureFixture) -> None:
         write_jsonl(Path("a.jsonl"), [{"text": "x"}])

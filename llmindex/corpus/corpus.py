@@ -20,7 +20,7 @@ import pyarrow as pa
 from llmindex.corpus.arrow_tables import TableSource
 from llmindex.corpus.checks import BAD_ROW_KINDS, CheckedRows, IsNew, check_rows, seen_ids
 from llmindex.corpus.columns import ColumnPlan, plan_columns
-from llmindex.corpus.discovery import STDIN, absolute, find_files, spooled_stdin, without_repeats
+from llmindex.corpus.discovery import STDIN, absolute, find_files, folder_of, spooled_stdin, without_repeats
 from llmindex.corpus.formats import open_sources, stem
 from llmindex.corpus.source import Chunk, Source, SourceFile, changed, counted, readable, reading
 from llmindex.corpus.window import GrowingWindow, Position, Window
@@ -214,8 +214,7 @@ def _all_files(names: Sequence[str], resources: ExitStack) -> list[SourceFile]:
 
 def _common_folder(names: Sequence[str]) -> Path:
     """The deepest folder that holds every source: paths below it name text files, wherever the command is run."""
-    paths = [absolute(Path(name)) for name in names if name != STDIN]
-    folders = [path if path.is_dir() else path.parent for path in paths]
+    folders = [folder_of(name) for name in names if name != STDIN]
     return Path(os.path.commonpath(folders)) if folders else Path()
 
 

@@ -3,8 +3,8 @@
 import contextlib
 import glob
 import hashlib
+import itertools
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -55,9 +55,22 @@ def without_repeats(files: Sequence[SourceFile]) -> list[SourceFile]:
     return list(first.values())
 
 
+def folder_of(source: str) -> Path:
+    """The folder that a source other than ``-`` is, or lies in; of a pattern the one that all its matches are below."""
+    path = Path(source)
+    if glob.has_magic(source) and not path.exists():
+        path = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    path = absolute(path)
+    return path if path.is_dir() else path.parent
+
+
 def absolute(path: Path) -> Path:
-    """The path from the root on, without ``..``; links are kept, because their names are the user's."""
-    return Path(os.path.abspath(path))  # noqa: PTH100
+    """The path from the root on, without ``..``; links that no ``..`` follows are kept: their names are the user's."""
+    if ".." not in path.parts:
+        return path.absolute()
+    # What is above a link is above where it leads to, so links before a ".." cannot be kept.
+    end = len(path.parts) - path.parts[::-1].index("..")
+    return Path(*path.parts[:end]).resolve().joinpath(*path.parts[end:])
 
 
 def _named(path: Path) -> SourceFile:

@@ -1,6 +1,7 @@
 """Text without columns: one document a file, or one document a line of standard input."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,15 @@ class TextFilesSource:
             unreadable = np.array([text is None for _, text in gathered])
             values = {
                 "text": [text for _, text in gathered],
-                "id": [readable(file.path.relative_to(self._root).as_posix()) for file, _ in gathered],
+                "id": [readable(self._id_of(file)) for file, _ in gathered],
                 "path": [readable(str(file.path)) for file, _ in gathered],
             }
             columns = [pa.array(values[field.name], field.type) for field in wanted]
             yield Chunk(pa.RecordBatch.from_arrays(columns, schema=wanted), unreadable)
+
+    def _id_of(self, file: SourceFile) -> str:
+        # Not relative_to: a pattern with ".." after a wildcard may lead out of the folder.
+        return Path(os.path.relpath(file.path, self._root)).as_posix()
 
     def where(self, row: int) -> str:
         """See :class:`~llmindex.corpus.source.Source`."""
