@@ -1,7 +1,7 @@
 """Who may write a store, and what is never written into it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
 from tests.samples import CORPUS, append, as_stored, make_documents, make_encoder, make_store, make_vectors
 
+INDEX_FILES = [f"faiss/{letter * 16}-{letter * 16}.faiss" for letter in "ab"]
+
 # Opening to write
 
 
@@ -44,8 +46,10 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     index = tmp_path / "index"
     make_store(index, make_vectors(3, 4))
     (index / "clusters").mkdir()
-    leftovers = ["vectors/part-00001.parquet", "vectors/.part-00001.parquet.tmp", "faiss/a.faiss", ".manifest.json.tmp"]
-    others = ["vectors/notes.txt", "clusters/default.json", "clusters/.x.tmp", "part-00007.parquet"]
+    leftovers = ["vectors/part-00001.parquet", "vectors/part-00001.partial-00256.parquet", ".manifest.json.tmp"]
+    leftovers += ["vectors/.part-00001.parquet.tmp", "faiss/.written.faiss.tmp", "faiss/written.faiss", INDEX_FILES[0]]
+    others = ["vectors/notes.txt", "vectors/part-list.csv", "vectors/part-00001.parquet.bak", "part-00007.parquet"]
+    others += ["clusters/default.json", "clusters/.x.tmp", "backup.faiss", "faiss/backup.faiss"]
     for name in leftovers + others:
         (index / name).write_text("x")
     VectorWriter.open(index).close()
@@ -74,6 +78,41 @@ def test_create_takes_only_what_is_free(tmp_path: Path) -> None:
     empty.mkdir()
     (empty / "lock").touch()
     VectorWriter.create(empty, make_encoder(4), CORPUS).close()
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "My web app", "icons": []}', "[]", "{", ""])
+def test_a_folder_of_something_else_is_never_overwritten(tmp_path: Path, manifest: str) -> None:
+    names = ["manifest.json", "index.html", "model.faiss", "vectors/logo.svg", "clusters/mine.json"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(manifest)
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="is neither empty nor an index"):
+            VectorWriter.create(tmp_path, make_encoder(4), CORPUS, overwrite=overwrite)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == sorted(names)
+    assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "damage"),
+    [
+        (3, lambda _: "{"),
+        (3, lambda manifest: manifest.replace('"encoder"', '"encoded"')),
+        (0, lambda manifest: manifest.replace('"format_version": 1', '"format_version": 99')),
+        (0, lambda manifest: manifest.replace("inner_product", "cosine")),
+    ],
+    ids=["cut off", "lacks a key", "newer", "bad value"],
+)
+def test_a_damaged_index_can_be_overwritten(tmp_path: Path, count: int, damage: Callable[[str], str]) -> None:
+    make_store(tmp_path, make_vectors(count, 4))
+    path = tmp_path / "manifest.json"
+    before = path.read_text()
+    path.write_text(damage(before))
+    assert path.read_text() != before
+    with pytest.raises(UsageError, match="is an index already; --overwrite starts afresh"):
+        VectorWriter.create(tmp_path, make_encoder(4), CORPUS)
+    VectorWriter.create(tmp_path, make_encoder(4), CORPUS, overwrite=True).close()
+    assert VectorStore.open(tmp_path).count == 0
 
 
 def test_overwriting_spares_those_who_read(tmp_path: Path) -> None:
@@ -198,18 +237,18 @@ def test_another_encoder_is_refused(open_writer: VectorWriter) -> None:
 
 def test_set_index_keeps_one_file(open_writer: VectorWriter) -> None:
     open_writer.finish()
-    folder = open_writer.path / "faiss"
+    folder = open_writer.path
     records = []
-    for name in ("a", "b"):
-        (folder / f"{name}.faiss").write_text(name)
+    for file in INDEX_FILES:
+        (folder / file).write_text("x")
         vectors_id = open_writer.manifest.vectors_id
-        records.append(IndexRecord(f"faiss/{name}.faiss", "0" * 64, 1, "Flat", "", vectors_id, 0.95, 1.0))
+        records.append(IndexRecord(file, "0" * 64, 1, "Flat", "", vectors_id, 0.95, 1.0))
     open_writer.set_index(records[0])
-    assert Manifest.load(open_writer.path).index == records[0]
-    assert [path.name for path in folder.iterdir()] == ["a.faiss"]
-    (folder / "b.faiss").write_text("b")
+    assert Manifest.load(folder).index == records[0]
+    assert list((folder / "faiss").iterdir()) == [folder / INDEX_FILES[0]]
+    (folder / INDEX_FILES[1]).write_text("x")
     open_writer.set_index(records[1])
-    assert [path.name for path in folder.iterdir()] == ["b.faiss"]
+    assert list((folder / "faiss").iterdir()) == [folder / INDEX_FILES[1]]
     append(open_writer, make_documents(3, 6), make_vectors(3, 4))
     open_writer.finish()
     with pytest.raises(StaleIndex, match=r"b\.faiss was built from other vectors"):

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from llmindex.encode.spec import ATTENTIONS, POOLINGS, EncoderSpec
 from llmindex.errors import IndexNotFound, ManifestError, UsageError
-from llmindex.store.files import replacing
+from llmindex.store.files import LOCK_NAME, replacing
 
 FORMAT_VERSION: Final = 1
 """Raised whenever an older llmindex would misread the folder."""
@@ -28,8 +28,12 @@ METRIC: Final = "inner_product"
 VectorDtype = Literal["float16", "float32"]
 VECTOR_DTYPES: tuple[VectorDtype, ...] = get_args(VectorDtype)
 
+# What every manifest has, of older and newer formats, too; web apps and others have a file of its name without.
+_ALWAYS_THERE = frozenset({"format_version", "encoder", "corpus", "shards"})
+
 _SHARD_FILE = re.compile(r"vectors/part-\d{5,9}(\.partial-\d{5,9})?\.parquet")
 _INDEX_FILE = re.compile(r"faiss/[A-Za-z0-9][A-Za-z0-9._-]*\.faiss")
+_WRITTEN_INDEX_FILE = re.compile(r"faiss/(written|[0-9a-f]{16}-[0-9a-f]{16})\.faiss")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ANY = re.compile(r".*", re.DOTALL)
 
@@ -178,6 +182,25 @@ class Manifest:
             ManifestError: the manifest is damaged, or of a newer format.
         """
         return _parse(_Section.of_file(_manifest_path(folder)))
+
+
+def is_index(folder: Path) -> bool:
+    """Whether a folder is an index, damaged or not: its manifest says so, or else what lies beside that."""
+    try:
+        values = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        values = None
+    if isinstance(values, dict) and values.keys() >= _ALWAYS_THERE:
+        return True
+    shards = (path for path in (folder / "vectors").glob("*") if is_given(f"vectors/{path.name}"))
+    return (folder / LOCK_NAME).is_file() and any(shards)
+
+
+def is_given(file: str) -> bool:
+    """Whether a path below an index folder has a name that llmindex gives, to a shard or a FAISS index."""
+    return bool(_SHARD_FILE.fullmatch(file) or _WRITTEN_INDEX_FILE.fullmatch(file))
 
 
 def _manifest_path(folder: Path) -> Path:

@@ -30,13 +30,14 @@ from llmindex.errors import (
 from llmindex.records import Vectors
 from llmindex.store.files import LOCK_NAME, check_name, hash_file, is_temporary, lock, make_folder, replacing
 from llmindex.store.manifest import (
-    MANIFEST_NAME,
     CorpusRecord,
     EncoderRecord,
     IndexRecord,
     Manifest,
     ShardRecord,
     VectorDtype,
+    is_given,
+    is_index,
 )
 from llmindex.store.shard import (
     StoredVectors,
@@ -339,8 +340,8 @@ class VectorWriter:
         named = {shard.file for shard in self._manifest.shards} | ({index.file} if index else set())
         for name in folders:
             for path in (self.path / name).iterdir():
-                ours = path.name.startswith("part-") if name == "vectors" else path.suffix == ".faiss"
-                unnamed = ours and f"{name}/{path.name}" not in named
+                file = f"{name}/{path.name}"
+                unnamed = is_given(file) and file not in named
                 if not path.is_dir() and (unnamed or is_temporary(path)):
                     path.unlink(missing_ok=True)
 
@@ -384,7 +385,7 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
     """Start only where nothing gets lost that the user has not given up."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another path for the index")
-    if (folder / MANIFEST_NAME).exists():
+    if is_index(folder):
         if not overwrite:
             raise UsageError(f"{folder} is an index already; --overwrite starts afresh")
     elif folder.is_dir():
