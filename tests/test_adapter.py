@@ -231,6 +231,14 @@ def test_weights_that_do_nothing_or_too_much_are_refused(
     [
         ("peft_type", "IA3", "of the kind IA3"),
         ("use_dora", True, "DoRA"),
+        (
+            "init_lora_weights",
+            "pissa_niter_4",
+            "changing the model's own weights [(]init_lora_weights is pissa_niter_4",
+        ),
+        ("init_lora_weights", "olora", "changing the model's own weights"),
+        ("alora_invocation_tokens", [5], "does more than add two factors [(]alora_invocation_tokens[)]"),
+        ("use_bdlora", True, "does more than add two factors [(]use_bdlora[)]"),
         ("bias", "all", "biases"),
         ("modules_to_save", ["embed_tokens"], "modules_to_save"),
         ("lora_alpha", "many", "adapter_config.json"),

@@ -213,10 +213,20 @@ def _check_pattern(pattern: Any) -> None:  # noqa: ANN401 - whatever JSON holds
         _alpha(value)
 
 
+# Ways to begin in which peft takes from the model's weights what the first factors hold, and does so at loading again.
+_ALTERING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Keys of a configuration whose adapters compute something else, or in other places.
+_MORE_THAN_FACTORS = ("alora_invocation_tokens", "kasa_config", "layer_replication", "use_bdlora", "use_qalora")
+
+
 def _check_plain(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
+    began = str(config.get("init_lora_weights")).lower()
+    more = next((key for key in _MORE_THAN_FACTORS if config.get(key)), None)
     reasons = {
         f"it is of the kind {kind}": kind != "LORA",
         "it uses DoRA": config.get("use_dora"),
+        f"it began by changing the model's own weights (init_lora_weights is {began})": began.startswith(_ALTERING),
+        f"it does more than add two factors ({more})": more,
         'it trains biases (bias is not "none")': config.get("bias", "none") != "none",
         "it replaces whole modules (modules_to_save)": config.get("modules_to_save"),
     }
