@@ -111,7 +111,27 @@ def test_a_column_that_is_no_text(tmp_path: Path, column: str) -> None:
     assert refused(path) == f'{path}: the column "{column}" holds double, not text'
 
 
+def test_a_blank_negative_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.parquet", text=["a"] * 4, text_pair=["b"] * 4, negative=["", " \n", None, "c"])
+    assert pair_files.read([path]).table[NEGATIVE].to_pylist() == [None, None, None, "c"]
+
+
 # The deal
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2)), min_size=12, max_size=40), st.integers(0, 6))
+def test_a_pair_that_is_there_again_is_either_trained_on_or_scored(rows: list[tuple[int, int]], held_out: int) -> None:
+    texts, others = ([f"{side}{row[side]}" for row in rows] for side in (0, 1))
+    columns = {TEXT: texts, PAIR: [text.upper() for text in others], SOURCE: [""] * len(rows)}
+    pairs = Pairs(pa.table({**columns, NEGATIVE: [f"no {n}" for n in range(len(rows))]}), "")
+    different = len(set(rows))
+    try:
+        dealt = pair_files.deal(pairs, Data(held_out=held_out), 2, 0)
+    except CorpusError:
+        return
+    scored = [rows[row] for row in dealt.held_out]
+    assert len(set(scored)) == len(scored) == min(held_out, different)
+    assert not set(scored) & {rows[row] for row in dealt.steps.ravel()}
 
 
 def has_a_batch(sources: list[str], data: Data, size: int) -> bool:

@@ -31,7 +31,7 @@ class Pairs:
     """Pairs of texts that mean the same, or answer each other.
 
     Attributes:
-        table: string columns text, text_pair, source; negative, which may be null.
+        table: string columns text, text_pair, source; negative, which may be null but not blank.
         sha256: identity of the files' rows, in their order.
     """
 
@@ -48,7 +48,7 @@ class Deal:
 
     Attributes:
         steps: row numbers of each step's batch, ``(steps, batch_size) int64``.
-        held_out: row numbers of the pairs that are kept to score, ``(h,) int64``.
+        held_out: row numbers of the pairs that are kept to score, all different and none in a step, ``(h,) int64``.
         too_small: pairs by source that no step has either, since batches are of one source and theirs fills none.
     """
 
@@ -91,7 +91,11 @@ def deal(pairs: Pairs, data: Data, batch_size: int, steps: int) -> Deal:
     order = rng.permutation(len(pairs))
     if data.max_per_source:
         order = _capped(order, sources, data.max_per_source)
-    held_out, order = order[: data.held_out], order[data.held_out :]
+    # Each pair once: one that is there again, as with another hard negative, is either trained on or scored.
+    pair = _numbered(pairs.table)
+    firsts = np.sort(np.unique(pair[order], return_index=True)[1])
+    held_out = order[firsts[: data.held_out]]
+    order = order[~np.isin(pair[order], pair[held_out])]
     passes: list[NDArray[np.int64]] = []
     made = 0
     while not made or made < steps:
@@ -122,6 +126,13 @@ def text_keys(texts: Sequence[str]) -> NDArray[np.int64]:
     """``(n,) int64``, equal for texts that differ in case and white space at most."""
     digests = [hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=8).digest() for text in texts]
     return np.frombuffer(b"".join(digests), np.int64)
+
+
+def _numbered(table: pa.Table) -> NDArray[np.int64]:
+    """``(n,) int64``, equal for rows of the same two texts."""
+    keys = np.stack([text_keys(table[side].to_pylist()) for side in (TEXT, PAIR)], axis=1)
+    numbers: NDArray[np.int64] = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    return numbers
 
 
 def _too_small(sources: pa.ChunkedArray, size: int) -> dict[str, int]:
@@ -169,7 +180,10 @@ def _read(file: Path) -> pa.Table:
         if SOURCE in present
         else pa.chunked_array([pa.array([file.stem] * table.num_rows, pa.string())])
     )
-    if NEGATIVE not in present:
+    if NEGATIVE in present:  # blank, as a CSV file has what is not there
+        blank = pc.equal(pc.utf8_trim_whitespace(columns[NEGATIVE]), "")
+        columns[NEGATIVE] = pc.if_else(blank, pa.scalar(None, pa.string()), columns[NEGATIVE])
+    else:
         columns[NEGATIVE] = pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
     return pa.table({name: columns[name] for name in (TEXT, PAIR, SOURCE, NEGATIVE)})
 
