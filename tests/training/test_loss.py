@@ -127,6 +127,17 @@ def test_the_mask_of_likely_false_negatives_has_no_gradient_of_its_own() -> None
         assert torch.equal(leaf.grad, torch.zeros_like(leaf))
 
 
+def test_another_positive_of_the_same_text_is_no_negative() -> None:
+    question, other, first, second, third = range(5)
+    texts, positives = torch.tensor([question, question, other]), torch.tensor([first, second, third])
+    same_bb, same_bn = same_texts(texts, positives, torch.tensor([second, third]))
+    assert same_bb.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+    assert same_bn.tolist() == [[True, False], [True, False], [False, True]]
+    # Nor is it where it is a third text's positive.
+    same_bb, _ = same_texts(texts, torch.tensor([first, second, second]), torch.tensor([], dtype=torch.int64))
+    assert same_bb[0].tolist() == [False, True, True]
+
+
 def test_which_texts_are_the_same() -> None:
     a, b, c, d, e = range(5)
     texts, positives, negatives = (torch.tensor(keys) for keys in ([a, a, b, c], [b, c, d, d], [a, d, e]))

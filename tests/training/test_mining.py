@@ -90,6 +90,17 @@ def test_it_equals_a_search_by_hand(
     assert [(each.stage, each.done, each.total) for each in done] == [("mine", n, 12) for n in (5, 10, 12)]
 
 
+def test_no_positive_of_the_same_text_is_its_negative(index: Path, tmp_path: Path) -> None:
+    """Of another file, too, and in other letters."""
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for file, answers in zip(files, (DOCUMENTS[:20], [text.upper() for text in DOCUMENTS[20:40]]), strict=True):
+        pq.write_table(pa.table({"text": ["What is it?"] * 20, "text_pair": answers}), file)
+    mine(files, index, tmp_path / "mined.parquet", k=99, margin=0.0, negatives=50)
+    mined = {row["negative"] for row in pq.read_table(tmp_path / "mined.parquet").to_pylist()} - {None}
+    assert mined
+    assert not mined & set(DOCUMENTS[:40])
+
+
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.sampled_from(DOCUMENTS), st.sampled_from(DOCUMENTS)), min_size=1, max_size=6),

@@ -40,12 +40,15 @@ class Batch:
 
 
 def same_texts(texts_B: TextKeys, positives_B: TextKeys, negatives_N: TextKeys) -> tuple[Tensor, Tensor]:
-    """Which columns equal the row's text, its positive, or belong to an equal text: ``(B, B)`` and ``(B, N)`` bool."""
-    same_BB = (texts_B[:, None] == texts_B) | (positives_B[:, None] == positives_B)
-    same_BB |= texts_B[:, None] == positives_B
-    same_BB.fill_diagonal_(False)
-    same_BN = (texts_B[:, None] == negatives_N) | (positives_B[:, None] == negatives_N)
-    return same_BB, same_BN
+    """Which columns belong to the row's text, or equal it or any positive of it: ``(B, B)`` and ``(B, N)`` bool."""
+    alike_BB = texts_B[:, None] == texts_B
+
+    def own(others_N: TextKeys) -> Tensor:
+        positive_BN = alike_BB.float() @ (positives_B[:, None] == others_N).float()
+        return (texts_B[:, None] == others_N) | (positive_BN > 0)
+
+    same_BB = alike_BB | own(positives_B)
+    return same_BB.fill_diagonal_(False), own(negatives_N)
 
 
 def info_nce(batch: Batch, options: Loss) -> Tensor:

@@ -2,8 +2,9 @@
 
 A pair's negatives are the stored documents nearest to its text, encoded as a query with the index's own encoder, whose
 score stays a margin below that of the text's own positive. Nearer ones are too likely to be positives that nobody
-paired (the margin is TopK-MarginPos of NV-Retriever, Moreira et al. 2024, arXiv 2407.15831). Pairs stream through:
-memory does not grow with their number, and the output appears whole or not at all.
+paired (the margin is TopK-MarginPos of NV-Retriever, Moreira et al. 2024, arXiv 2407.15831). A text that stands in
+several pairs has several positives, none of which becomes its negative. Pairs stream through: of all of them, two
+numbers each are kept in memory, and the output appears whole or not at all.
 """
 
 import time
@@ -107,18 +108,18 @@ def mine(
     if any(source.exists() and path.exists() and source.samefile(path) for source in sources):
         raise UsageError(f"{path} is one of the pairs files; write to another file")
     _check_replaceable(path, Path(index))
-    schema, total = _common_schema(sources)
+    schema, known = _checked(sources)
     store = VectorStore.open(index)
     found = VectorIndex.load(store)
     encoder = Encoder.from_spec(
         store.manifest.encoder.spec, device_name=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    miner = _Miner(store, found, encoder, k, margin, negatives)
+    miner = _Miner(store, found, encoder, known, k, margin, negatives)
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema.append(_NEGATIVE)) as writer:
         for table in _windows(sources, schema):
             writer.write_table(miner.add_negatives(table))
             if on_progress is not None:
-                on_progress(Progress("mine", miner.pairs, total, "pairs"))
+                on_progress(Progress("mine", miner.pairs, len(known.texts), "pairs"))
         writer.add_key_value_metadata({_MINED_KEY: b"1"})
     return MiningReport(
         file=path,
@@ -165,6 +166,30 @@ def _mean(scores: _Sum) -> float | None:
     return scores.total / scores.count if scores.count else None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Positives:
+    """All pairs, by their text.
+
+    Attributes:
+        texts: ``(n,) int64``, keys of the pairs' first sides, ascending.
+        positives: ``(n,) int64``, keys of their second sides.
+    """
+
+    texts: NDArray[np.int64]
+    positives: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[NDArray[np.int64]], positives: Sequence[NDArray[np.int64]]) -> "_Positives":
+        keys, others = (np.concatenate([np.empty(0, np.int64), *side]) for side in (texts, positives))
+        order = np.argsort(keys)
+        return cls(keys[order], others[order])
+
+    def __call__(self, text: np.int64) -> NDArray[np.int64]:
+        """The positives of a text."""
+        begin, end = (np.searchsorted(self.texts, text, side) for side in ("left", "right"))
+        return self.positives[begin:end]
+
+
 @dataclass(slots=True)
 class _Miner:
     """Finds the negatives of one window of pairs after the other, and counts."""
@@ -172,6 +197,7 @@ class _Miner:
     store: VectorStore
     index: VectorIndex
     encoder: Encoder
+    known: _Positives
     k: int
     margin: float
     negatives: int
@@ -189,15 +215,16 @@ class _Miner:
         positive_scores = (queries * self.encoder.encode(positives, role="document")).sum(axis=1)
         found = self.index.search(queries, self.k)
         kept = found.rows >= 0
-        stored = iter(self.store.take(found.rows[kept], ["text"])["text"].to_pylist())
+        documents = self.store.take(found.rows[kept], ["text"])["text"].to_pylist()
+        stored = zip(documents, pair_files.text_keys(documents).tolist(), strict=True)
         pair_rows: list[int] = []
         chosen: list[str | None] = []
         scores: list[float] = []
         mined = np.zeros(len(texts), np.bool_)
-        for pair in range(len(texts)):
-            own = {_same(texts[pair]), _same(positives[pair])}
+        for pair, key in enumerate(pair_files.text_keys(texts)):
+            own = {int(key), *self.known(key).tolist()}
             limit = float(positive_scores[pair]) - self.margin
-            near = [(next(stored), float(score)) for score in found.scores[pair][kept[pair]]]
+            near = [(*next(stored), float(score)) for score in found.scores[pair][kept[pair]]]
             picked = self._pick(near, own, limit)
             pair_rows += [pair] * max(1, len(picked))
             chosen += [text for text, _ in picked] or [None]
@@ -210,11 +237,10 @@ class _Miner:
         self.negative_scores.add(np.array(scores, np.float32))
         return table.take(pa.array(pair_rows, pa.int64())).append_column(_NEGATIVE, pa.array(chosen, pa.string()))
 
-    def _pick(self, near: Sequence[tuple[str, float]], own: set[str], limit: float) -> list[tuple[str, float]]:
+    def _pick(self, near: Sequence[tuple[str, int, float]], own: set[int], limit: float) -> list[tuple[str, float]]:
         """The nearest documents that may be negatives, each text once."""
         picked: list[tuple[str, float]] = []
-        for text, score in near:
-            key = _same(text)
+        for text, key, score in near:
             if key in own:
                 continue
             own.add(key)
@@ -223,11 +249,6 @@ class _Miner:
             elif len(picked) < self.negatives:
                 picked.append((text, score))
         return picked
-
-
-def _same(text: str) -> str:
-    """Equal for texts that differ in white space at most."""
-    return " ".join(text.split())
 
 
 def _check_options(k: int, margin: float, negatives: int) -> None:
@@ -241,25 +262,27 @@ def _check_options(k: int, margin: float, negatives: int) -> None:
         raise UsageError(f"--margin {margin} must lie between 0 and 2")
 
 
-def _common_schema(files: Sequence[Path]) -> tuple[pa.Schema, int]:
-    """Columns of all files together, and their number of rows; every row is checked before any is encoded."""
+def _checked(files: Sequence[Path]) -> tuple[pa.Schema, _Positives]:
+    """Columns of all files together, and their pairs; every row is checked before any is encoded."""
     schemas: list[pa.Schema] = []
-    rows = 0
+    texts: list[NDArray[np.int64]] = []
+    positives: list[NDArray[np.int64]] = []
     for file in files:
         opened = text_columns.open_file(file)
         schema = opened.schema_arrow.remove_metadata()
         text_columns.check_names(file, schema.names, [TEXT, PAIR, *schema.names], pair_files.HINT)
         if NEGATIVE in schema.names:
             raise CorpusError(f'{file} has a column "{NEGATIVE}" already; mine from pairs without it')
-        _check_rows(file, opened)
+        for text_part, positive_part in _checked_rows(file, opened):
+            texts.append(text_part)
+            positives.append(positive_part)
         # Files may lay their strings out differently; take() cannot do all layouts.
         plain = [part.with_type(pa.string()) if is_text(part.type) else part for part in schema]
         for part in plain:
             _check_takable(file, part)
         schemas.append(pa.schema(plain))
-        rows += opened.metadata.num_rows
     try:
-        return pa.unify_schemas(schemas), rows
+        return pa.unify_schemas(schemas), _Positives.of(texts, positives)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise CorpusError(f"the pairs files have a column of the same name in different types: {error}") from error
 
@@ -274,11 +297,14 @@ def _check_takable(file: Path, column: pa.Field) -> None:
         ) from error
 
 
-def _check_rows(file: Path, opened: pq.ParquetFile) -> None:
+def _checked_rows(file: Path, opened: pq.ParquetFile) -> Iterator[list[NDArray[np.int64]]]:
+    """Keys of both sides, some rows at a time."""
     row = 0
     for batch in _read(file, opened, [TEXT, PAIR]):
-        for name in (TEXT, PAIR):
-            pair_files.check_filled(file, name, text_columns.strings(file, name, batch[name], row), row)
+        sides = [text_columns.strings(file, name, batch[name], row) for name in (TEXT, PAIR)]
+        for name, side in zip((TEXT, PAIR), sides, strict=True):
+            pair_files.check_filled(file, name, side, row)
+        yield [pair_files.text_keys(side.to_pylist()) for side in sides]
         row += batch.num_rows
 
 
