@@ -91,6 +91,8 @@ def test_a_question_ends_with_its_question_mark() -> None:
     introduced = judge_generated(NEWS, f"Nokia is big.\n\nQuestion: {question}", INSTRUCTION, question=True)
     assert introduced == verdict
     assert judge_generated(NEWS, "Nokia unites the phones.", INSTRUCTION, question=True).reason == "no_question"
+    for mark in "？؟":
+        assert judge_generated(NEWS, f"What is it{mark} It is that.", INSTRUCTION, question=True).text[-1] == mark
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,9 @@ def test_scripts_with_full_stops_of_their_own_and_lists_have_sentences() -> None
         ("water FOUND", "  Water found\n\nOn a planet.", "On a planet."),
         ("Water found", "On a planet.", "On a planet."),
         ("Water found", "Water found", ""),
+        ("print", "Prints the values to a stream.", "Prints the values to a stream."),
+        ("Straßenbau", "Strassenbau in Deutschland", "Strassenbau in Deutschland"),
+        ("C++ (2017)", "C++ (2017) - what is new", "what is new"),
     ],
 )
 def test_the_body_does_not_begin_with_the_title(title: str, text: str, body: str) -> None:

@@ -179,6 +179,8 @@ class _Run:
     def _documents(self) -> Iterator[Document]:
         """The corpus's documents; with a limit below their number, some of them, evenly spread."""
         rows = self.corpus.rows
+        if self._limit is not None and self._limit < rows:  # bad rows are not among those that are spread over
+            rows = sum(len(window.table) for window in self.corpus.windows(_WINDOW_ROWS))
         limit = min(self._limit or rows, rows)
         title = self.plan.title_column
         row = 0

@@ -44,6 +44,7 @@ MIN_WORDS = 4
 _COMPARED_WORDS = 300
 # Words are compared; where a script has no spaces between them, its characters.
 _WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+")
+_QUESTION_MARK = re.compile("[?？؟]")
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s|$)|[。！？]")
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
 _SURE = r"(?:sure|certainly|absolutely|of course|okay)(?: thing)?[!,.:]\s+"
@@ -117,8 +118,8 @@ def judge_generated(
     text = unwrapped(output)
     if not text:
         return Verdict(text, "empty")
-    if question and "?" in text:
-        asked = text[: text.index("?") + 1]
+    if question and (mark := _QUESTION_MARK.search(text)):
+        asked = text[: mark.end()]
         text = unwrapped(re.split(r"\n|(?<=[.!:])\s+", asked)[-1])
     elif not finished:
         ends = list(_SENTENCE_END.finditer(text))
@@ -128,7 +129,7 @@ def judge_generated(
         text = re.sub(r"\s*\n\s*\d+\.$", "", text[: ends[-1].end()])
     if _WORD_COPY_LENGTH <= len(words(instruction)) and _shares_run(words(instruction), words(text)):
         return Verdict(text, "instruction_copied")
-    if question and not text.endswith("?"):
+    if question and not _QUESTION_MARK.fullmatch(text[-1:]):
         return Verdict(text, "no_question")
     return Verdict(text, _first_fault(_GENERATED, source, text))
 

@@ -20,8 +20,9 @@ _BREAK = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+|(?<=[。�
 def body_without(title: str, text: str) -> str:
     """The text without the title, where it begins with that: what is left says nothing that the title says verbatim."""
     head = text.lstrip()
-    if head.casefold().startswith(title.strip().casefold()):
-        return head[len(title.strip()) :].lstrip(" \t\n\r.:–—-")
+    # A title of one word may be how the first word of the text begins.
+    if found := re.match(re.escape(title.strip()) + r"(?!\w)", head, re.IGNORECASE):
+        return head[found.end() :].lstrip(" \t\n\r.:–—-")
     return text
 
 
