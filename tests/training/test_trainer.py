@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.whitening import Whitening
@@ -346,3 +347,14 @@ def test_an_adapter_that_is_not_what_was_trained_is_refused(
     assert not (tmp_path / "run" / "adapter").exists()
     report = train()
     assert (report.tokens, report.kept_steps) == (0, (2,))
+
+
+def test_one_gpu_of_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """transformers would take the first one, and share each batch out among all."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    for name, number in (("cuda:1", 1), ("cuda", 0)):
+        trainer._to_one_gpu(arguments, torch.device(name))
+        assert arguments.device == chosen.pop() == torch.device("cuda", number)
+        assert (arguments.n_gpu, arguments.train_batch_size) == (1, arguments.per_device_train_batch_size)

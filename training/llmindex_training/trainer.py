@@ -285,7 +285,7 @@ class _Items(Dataset[dict[str, NDArray[np.int64]]]):
 def _arguments(recipe: Recipe, folder: RunFolder, steps: int, encoder: Encoder, *, scored: bool) -> TrainingArguments:
     optim = recipe.optim
     on_cpu = encoder.placement.device.type == "cpu"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder.checkpoints),
         per_device_train_batch_size=1,
         max_steps=steps,
@@ -312,6 +312,16 @@ def _arguments(recipe: Recipe, folder: RunFolder, steps: int, encoder: Encoder, 
         disable_tqdm=True,
         report_to=[],
     )
+    if encoder.placement.device.type == "cuda" and "RANK" not in os.environ:
+        _to_one_gpu(arguments, encoder.placement.device)
+    return arguments
+
+
+def _to_one_gpu(arguments: TrainingArguments, device: torch.device) -> None:
+    """Have transformers train on the encoder's GPU: it takes the first, and shares batches out among all there are."""
+    one = torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(one)
+    vars(arguments).update(_setup_devices=one, _n_gpu=1)  # the first is the cached value of ``arguments.device``
 
 
 def _check_packages() -> None:
