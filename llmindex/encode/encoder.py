@@ -195,6 +195,10 @@ class Encoder:
         """Name of the dtype the model runs in."""
         return device.dtype_name(self.placement.dtype)
 
+    def room(self, templates: Sequence[str]) -> int:
+        """Tokens that the model leaves to a text under the longest of some prompts."""
+        return _room(self._tokenizer, self.decoder, self.spec.pooling, [prompts.resolve(each) for each in templates])
+
     def tokenize(self, texts: Sequence[str], *, role: Role = "document") -> Tokens:
         """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut.
 
@@ -372,8 +376,8 @@ def _wrapping(tokenizer: Tokenizer, template: str, pooling: Pooling) -> tuple[li
     return tokenizer.bos + prefix, parts.gap, suffix
 
 
-def _room(tokenizer: Tokenizer, decoder: Decoder, pooling: Pooling, templates: tuple[str, str]) -> int:
-    """Tokens that the longer of two prompts leaves to the text."""
+def _room(tokenizer: Tokenizer, decoder: Decoder, pooling: Pooling, templates: Sequence[str]) -> int:
+    """Tokens that the longest of some prompts leaves to the text."""
     if decoder.max_positions is None:
         return sys.maxsize
     wrappings = [_wrapping(tokenizer, template, pooling) for template in templates]

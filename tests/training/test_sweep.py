@@ -113,6 +113,7 @@ def test_scores_are_those_of_the_evaluations(options: EncoderOptions, tiny_model
             query_prompt=each.query_prompt,
             pooling=each.pooling,
             layer=each.layer,
+            max_tokens=each.spec.max_tokens,
             device="cpu",
             dtype="float32",
         )
@@ -126,6 +127,19 @@ def test_scores_are_those_of_the_evaluations(options: EncoderOptions, tiny_model
             },
             abs=0.02,
         )
+
+
+def test_long_texts_are_cut_as_the_written_encoder_cuts_them(options: EncoderOptions) -> None:
+    """The longest prompt leaves least room, whichever texts it is around."""
+    long = "Which of these texts has the answer to the question that is asked? " * 6 + "{text}"
+    documents = [f"{' '.join(TEXTS[n:] + TEXTS[:n])} Number {n}." for n in range(12)]
+    queries = [text[-400:] for text in documents]
+    judged = RetrievalSet("long", [f"d{n}" for n in range(12)], documents, queries, [{f"d{n}": 1} for n in range(12)])
+    for each in tried(sweep(options, [judged], Grid(("none",), ("mean",), (-1,), ("none", long)), seeds=1)):
+        encoder = Encoder.from_spec(each.spec, device_name="cpu", dtype="float32")
+        assert each.score == pytest.approx(evaluate_retrieval(encoder, [judged])[0].score, abs=1e-9)
+    with pytest.raises(UsageError, match="leaves no room for a text"):
+        sweep(options, [judged], Grid(("none",), ("mean",), (-1,), ("Query " * 600 + "{text}",)))
 
 
 def test_queries_get_the_prompt_unless_told_otherwise(options: EncoderOptions) -> None:

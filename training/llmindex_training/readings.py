@@ -36,7 +36,12 @@ class Reader:
     """
 
     def __init__(
-        self, options: EncoderOptions, prompt: str, poolings: Sequence[Pooling], layers: Sequence[int]
+        self,
+        options: EncoderOptions,
+        prompt: str,
+        poolings: Sequence[Pooling],
+        layers: Sequence[int],
+        beside: Sequence[str] = (),
     ) -> None:
         """Load the model.
 
@@ -45,6 +50,7 @@ class Reader:
             prompt: name or template, around every text.
             poolings: all of them "eos", or none: that one needs a token more.
             layers: -1 the last, 0 the embeddings, k the k-th.
+            beside: prompts of other texts that these are compared with; the longest decides how much is kept of a text.
 
         Raises:
             UsageError: the model has no such layer, or the prompt leaves no room for a text.
@@ -66,6 +72,13 @@ class Reader:
             )
         except UsageError as error:  # which knows the option of the commands that take one layer
             raise UsageError(str(error).replace("--layer ", "--layers ")) from error
+        spec = self._encoder.spec
+        room = self._encoder.room([prompt, *beside])
+        if room < 1:
+            raise UsageError(
+                "the longest of the prompts leaves no room for a text in the tokens of the model; shorten it"
+            )
+        self._encoder.spec = replace(spec, max_tokens=min(spec.max_tokens, room))
         backbone = self._encoder.backbone
         if backbone.layers is None:
             raise ModelError(f"cannot tell the layers of {type(backbone.model).__name__}: a sweep needs them")

@@ -212,8 +212,10 @@ class _Sweep:
 
     def _readers(self, prompt: str) -> Iterator[Reader]:
         """A model for each way that the prompt is tokenised; one at a time."""
+        # One encoder has both prompts, and cuts all texts alike.
+        beside = (*self.grid.prompts, *self.grid.query_prompts) if self.retrieval and self.grid.query_prompts else ()
         for poolings in _forwards(self.grid.poolings):
-            reader = Reader(self.options, prompt, poolings, self.grid.layers)
+            reader = Reader(self.options, prompt, poolings, self.grid.layers, beside)
             self.specs |= {(prompt, read): reader.spec(read) for read in reader.reads}
             yield reader
 
@@ -250,8 +252,7 @@ class _Sweep:
         scores = self.scores[prompt, query_prompt, read]
         asked = self.specs[query_prompt or prompt, read]
         spec = self.specs[prompt, read]
-        # The longer of two prompts decides how much room a text has.
-        spec = replace(spec, query_prompt=asked.prompt, max_tokens=min(spec.max_tokens, asked.max_tokens))
+        spec = replace(spec, query_prompt=asked.prompt)
         return Candidate(prompt, query_prompt, *read, float(np.mean(list(scores.values()))), scores, spec)
 
 
