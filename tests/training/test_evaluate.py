@@ -146,6 +146,8 @@ def test_equal_documents_stand_in_their_order() -> None:
     documents = np.tile(np.eye(2, dtype=np.float32), (5, 1))
     assert nearest(documents[:1], documents, 8).tolist() == [[0, 2, 4, 6, 8, 1, 3, 5]]
     assert nearest(documents[1:2], documents, 50).shape == (1, 10)
+    # Of those that are equal at the cut, too, the first come.
+    assert nearest(documents[:1], np.tile(documents, (100, 1)), 300).tolist() == [list(range(0, 600, 2))]
 
 
 def test_sts_is_the_correlation_of_cosines() -> None:

@@ -178,7 +178,11 @@ def nearest(queries: Vectors, documents: Vectors, depth: int) -> Rows:
     step = max(1, _BLOCK // max(1, len(documents)))
     for start in range(0, len(queries), step):
         scores = queries[start : start + step] @ documents.T
-        best = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
+        best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
+        least = np.take_along_axis(scores, best, 1).min(axis=1, keepdims=True)
+        for row in np.flatnonzero((scores >= least).sum(axis=1) > depth):  # equal ones at the cut: any of them came
+            best[row] = np.argsort(-scores[row], kind="stable")[:depth]
+        best.sort(axis=1)
         order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
         found[start : start + step] = np.take_along_axis(best, order, 1)
     return found
