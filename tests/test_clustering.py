@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from llmindex.cluster.assign import Space
 from llmindex.cluster.central import central_rows
 from llmindex.cluster.clustering import Clustering, ClusterOptions, assign, cluster, load, save
 from llmindex.cluster.hdbscan_tree import density_tree
@@ -253,6 +255,16 @@ class TestAssign:
     def test_stored_documents_find_their_own_cluster(self, store: VectorStore, clustering: Clustering) -> None:
         placed = assign(clustering, store, store.vectors())
         assert (placed.labels == clustering.labels).mean() > 0.98
+
+    @pytest.mark.parametrize("times", [np.full(300, 8), np.where(np.arange(300) % 30, 1, 40)])
+    def test_copies_are_no_neighbours_of_their_own(self, tmp_path: Path, times: NDArray[np.int64]) -> None:
+        """Whether each document has copies or one in thirty has many: stored ones go where they are."""
+        copies = make_store(tmp_path / "copies.llmindex", topics(300).repeat(times, axis=0), "float32")
+        found = cluster(copies)
+        assert found.placement.coordinates is not None
+        places = Space(found.placement, copies).project(copies.vectors())
+        assert np.abs(places - found.placement.coordinates).max() < 1e-5
+        assert (assign(found, copies, copies.vectors()).labels == found.labels).all()
 
     def test_a_block_at_a_time_is_the_same(
         self, store: VectorStore, clustering: Clustering, monkeypatch: pytest.MonkeyPatch

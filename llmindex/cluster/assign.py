@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmindex.cluster.cells import Cells
+from llmindex.cluster.distinct import first_rows
 from llmindex.cluster.groups import Placement
 from llmindex.cluster.hdbscan_tree import Labels, Probabilities, place_new
 from llmindex.cluster.lookup import Lookup
@@ -141,7 +142,7 @@ class Space:
 
     def shift(self, points: Vectors) -> Vectors:
         """Move projected points towards the nearest stored ones, as those moved towards theirs."""
-        k = neighborhood(self.count)
+        k = neighborhood(len(self.projected))
         if k == 0:
             return points
         found = self.unmoved.search(points, k + 1)
@@ -162,14 +163,16 @@ class Space:
 
     @cached_property
     def projected(self) -> Vectors:
-        """The stored vectors before they moved; made once, because reading the store takes longer than a search."""
+        """The different stored vectors before they moved; made once, as reading the store takes longer than a search."""
         assert self.projection is not None
-        return np.concatenate([self.projection(block) for block in self.stored()])
+        # All copies of a vector are one neighbour, as they were when the stored vectors moved.
+        distinct = np.unique(first_rows(self.stored()))
+        return np.concatenate([self.projection(block) for block in self.stored()])[distinct]
 
     @cached_property
     def unmoved(self) -> Lookup:
         """These, to be looked up."""
-        return _lookup(self.projected, neighborhood(self.count) + 1)
+        return _lookup(self.projected, neighborhood(len(self.projected)) + 1)
 
     @cached_property
     def moved(self) -> Lookup:
