@@ -163,7 +163,7 @@ class Space:
 
     @cached_property
     def projected(self) -> Vectors:
-        """The different stored vectors before they moved; made once, as reading the store takes longer than a search."""
+        """The different stored vectors before they moved; made once: reading the store takes longer than a search."""
         assert self.projection is not None
         # All copies of a vector are one neighbour, as they were when the stored vectors moved.
         distinct = np.unique(first_rows(self.stored()))
