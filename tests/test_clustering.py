@@ -18,8 +18,9 @@ from llmindex.cluster.noise import default_limit, spread, strength, vote
 from llmindex.cluster.spanning_tree import spanning_tree
 from llmindex.errors import UsageError
 from llmindex.progress import Progress
+from llmindex.store.manifest import VectorDtype
 from llmindex.store.reader import VectorStore
-from tests.samples import make_store, make_vectors
+from tests.samples import DTYPES, make_store, make_vectors
 from tests.topics import DIM, topics
 
 
@@ -265,6 +266,25 @@ class TestAssign:
         places = Space(found.placement, copies).project(copies.vectors())
         assert np.abs(places - found.placement.coordinates).max() < 1e-5
         assert (assign(found, copies, copies.vectors()).labels == found.labels).all()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("reduction", ["none", "pca"])
+    @pytest.mark.parametrize("assign_noise", [False, True])
+    def test_a_copy_of_the_only_document(
+        self,
+        tmp_path: Path,
+        dtype: VectorDtype,
+        reduction: Any,
+        assign_noise: bool,
+    ) -> None:
+        vectors = make_vectors(2, 24)
+        same = make_store(tmp_path / "same.llmindex", vectors[:1].repeat(60, axis=0), dtype)
+        found = cluster(same, ClusterOptions(reduce=reduction, assign_noise=assign_noise))
+        save(found, same)
+        for known in (found, load(same)):
+            placed = assign(known, same, np.concatenate([vectors, same.vectors()[:1]]))
+            assert placed.labels.tolist() == [0, -1, 0]
+            assert placed.probabilities.tolist() == [1, 0, 1] == [found.probabilities[0], 0, found.probabilities[0]]
 
     def test_a_block_at_a_time_is_the_same(
         self, store: VectorStore, clustering: Clustering, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,9 @@ from llmindex.cluster.spanning_tree import spanning_tree
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Rows
 
+_COPY = 1e-3
+"""How far a copy may be from what is stored of it: float16 moves a vector of unit length by less than half of that."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
@@ -96,8 +99,9 @@ def group(blocks: Blocks, first: Rows, options: ClusterOptions, on_progress: Pro
 def _trivial(count: int, *, noise: bool) -> Groups:
     """Return the groups of too few vectors (all noise), or of copies of one vector (one group)."""
     labels = np.full(count, -1 if noise else 0, np.int32)
-    densest = np.empty(0) if noise else np.array([np.inf])
-    placement = Placement(DensityTree.empty(len(densest)), np.zeros(count, np.float32), densest, 1)
+    # The tree places nothing, but a further copy follows the others, and as one that is as close as can be.
+    densest, limit = (np.empty(0), None) if noise else (np.array([1 / _COPY]), _COPY)
+    placement = Placement(DensityTree.empty(len(densest)), np.zeros(count, np.float32), densest, 1, limit)
     return Groups(labels, (labels + 1).astype(np.float32), np.zeros(count, bool), placement)
 
 
