@@ -1,5 +1,6 @@
 """How a resident searcher begins and ends, and what it takes from clients that misbehave."""
 
+import errno
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ from typing import Any
 
 import pytest
 
+import llmindex as package
+from llmindex_cli.resident import client, protocol
 from llmindex_cli.resident import folder as folders
-from llmindex_cli.resident import protocol
 from llmindex_cli.resident.errors import ResidentError
+from llmindex_cli.resident.identity import identity
 from tests.conftest import make_tiny_model
 
 from .conftest import TEMPLATES, Llmindex, start
@@ -101,6 +104,31 @@ def test_another_llmindex_takes_its_place(resident: Resident, built: Path, tmp_p
         assert resident.run("search", GOAL, "-i", built, HF_HOME=str(tmp_path / home)).err == ""
         pids += resident.pids()
     assert len(set(pids)) == len(pids) == 2
+
+
+def test_links_that_lead_nowhere_are_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "__file__", str(tmp_path / "__init__.py"))
+    before = identity()
+    (tmp_path / ".#api.py").symlink_to("me@host.123:456")
+    assert identity() != before
+    (tmp_path / ".#api.py").unlink()
+    assert identity() == before
+
+
+def test_a_package_that_is_being_replaced_is_searched_with_here(
+    built: Path, tmp_path: Path, llmindex: Llmindex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> list[Any]:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "api.py")
+
+    expected = llmindex("search", GOAL, "-i", built)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("LLMINDEX_NO_DAEMON", "0")
+    monkeypatch.setattr(client, "identity", gone)
+    assert llmindex("search", GOAL, "-i", built) == expected
+    ended = llmindex("warm", "-i", built)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert ended.err.startswith("Error: cannot tell which llmindex this is: ")
 
 
 def test_one_model_at_a_time(resident: Resident, built: Path, index: Path, tmp_path: Path, llmindex: Llmindex) -> None:

@@ -123,7 +123,11 @@ def _about(index: Path, runtime: dict[str, Any]) -> Message:
         cwd = str(Path.cwd())
     except OSError as error:
         raise ResidentError("the working directory is gone") from error
-    return {"identity": identity(), "cwd": cwd, "index": str(index), "runtime": runtime}
+    try:
+        own = identity()
+    except OSError as error:
+        raise ResidentError(f"cannot tell which llmindex this is: {error}") from error
+    return {"identity": own, "cwd": cwd, "index": str(index), "runtime": runtime}
 
 
 def _ask(request: Message) -> Message:

@@ -30,6 +30,9 @@ def identity() -> list[Any]:
     """What two processes share only if one may answer in the other's place, as JSON values.
 
     Not a hash of it: importing hashlib takes a client longer than sending 15 kB.
+
+    Raises:
+        OSError: llmindex is being replaced at this moment.
     """
     ours = [Path(package.__file__).parent for package in (llmindex, llmindex_cli) if package.__file__]
     # Whatever pip installs or removes, torch or transformers for one, changes the folder of the packages. click is in
@@ -52,6 +55,14 @@ def _files(folder: Path) -> list[list[str | int]]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(set(folders) - {"__pycache__"})
         for path in (f"{root}{os.sep}{name}" for name in sorted(names)):
-            of_file = os.stat(path)  # noqa: PTH116 - a Path for each of a hundred files costs more than the rest
+            of_file = _stat(path)
             found.append([path, of_file.st_size, of_file.st_mtime_ns])
     return found
+
+
+def _stat(path: str) -> os.stat_result:
+    # A Path for each of a hundred files costs more than the rest.
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except OSError:
+        return os.lstat(path)  # a link that leads nowhere, as editors leave one beside a file that is being changed
