@@ -51,9 +51,9 @@ def test_training_and_search_on_a_gpu(
     searched: list[int] = []
     original = gpu.copies[-1].search
 
-    def search(queries: Vectors, k: int) -> Any:  # noqa: ANN401
+    def search(queries: Vectors, k: int, *, params: None) -> Any:  # noqa: ANN401
         searched.append(k)
-        return original(queries, k)
+        return original(queries, k, params=params)
 
     gpu.copies[-1].search = search
     queries = make_vectors(5, 8, seed=1)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmindex.errors import UsageError
+from llmindex.index import filtered
 from llmindex.index.building import build_index
 from llmindex.index.faiss_index import VectorIndex
 from llmindex.index.neighbors import Neighbors
@@ -157,6 +158,31 @@ def test_least_effort(start: int, limit: int, goal: int) -> None:
         assert effort == min(start, limit) or effort <= goal + max(1, goal // 4)
     else:
         assert effort == limit
+
+
+# Graphs
+
+
+def test_a_graph_is_searched_with_the_effort_that_many_hits_need(tmp_path: Path) -> None:
+    store, index = make_index(tmp_path / "index", make_vectors(1_000, 64, clusters=10), "HNSW8")
+    queries = store.vectors()[::50]
+    found = index.search(queries, 300).rows
+    assert (found >= 0).all()
+    assert recall_of(found, brute_force(store.vectors(), queries, 300).rows) > 0.9
+
+
+@pytest.mark.parametrize("at_hand", [0, filtered.AT_HAND])
+@pytest.mark.parametrize("factory", ["HNSW4", "HNSW4_SQ8", "HNSW4,RFlat"])
+def test_a_graph_in_parts_loses_nothing(
+    tmp_path: Path, factory: str, at_hand: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filtered, "AT_HAND", at_hand)
+    store, index = make_index(tmp_path / "index", make_vectors(1_000, 64, clusters=10), factory)
+    queries = store.vectors()[::50]
+    assert (index._index.search(queries, 1_000)[1] < 0).any(axis=1).all()  # FAISS alone gets nowhere
+    found = index.search(queries, 1_000)
+    np.testing.assert_array_equal(np.sort(found.rows, axis=1), np.tile(np.arange(1_000), (20, 1)))
+    np.testing.assert_allclose(found.scores, brute_force(store.vectors(), queries, 1_000).scores, atol=1e-6)
 
 
 # Recall

@@ -10,6 +10,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmindex.errors import StaleIndex, UsageError, reindex_command
-from llmindex.index.filtered import Filters
+from llmindex.index.filtered import FilteredIndex, Filters
 from llmindex.index.neighbors import Neighbors
 from llmindex.index.planner import faiss_reason, require_faiss
 from llmindex.index.rescore import nearest_of
@@ -45,13 +46,13 @@ class VectorIndex:
         count: how many vectors it holds.
     """
 
-    def __init__(self, index: Index, store: VectorStore | None = None, rescored: int = 0) -> None:
+    def __init__(self, index: Index, store: VectorStore, rescored: int = 0) -> None:
         """Use :meth:`load`.
 
         Args:
             index: the FAISS index.
-            store: whose vectors score again what it finds; needed where that is asked for.
-            rescored: how many times as many candidates are scored again; 0 for none.
+            store: the vectors that it was built from.
+            rescored: how many times as many candidates the stored vectors score again; 0 for none.
         """
         faiss = require_faiss()
         self.count = int(index.ntotal)
@@ -83,7 +84,8 @@ class VectorIndex:
         """The ``k`` nearest of each query, by descending score; equal scores by ascending row.
 
         Where inverted lists hold fewer than ``k`` vectors in those that the index is tuned to look at, more lists
-        are looked at, if need be all.
+        are looked at, if need be all. A query that a graph leads to fewer, as one of clustered vectors may, is compared
+        with every vector.
 
         Args:
             queries: ``(q, dim) float32``.
@@ -100,10 +102,11 @@ class VectorIndex:
         k = min(k, self._index.ntotal)
         wanted = min(max(1, self._rescored) * k, self._index.ntotal)
         index = self._gpu if self._gpu is not None and wanted <= _GPU_MOST else self._index
-        scores, rows = index.search(np.ascontiguousarray(queries), wanted)
-        if self._lists is not None and (rows[:, :k] < 0).any():
-            self._widen(queries, scores, rows)
-        if self._rescored and self._store is not None:
+        scores, rows = index.search(np.ascontiguousarray(queries), wanted, params=_effort_for(index, wanted))
+        if (rows[:, :k] < 0).any():
+            look_further = self._look_everywhere if self._lists is None else self._widen
+            look_further(queries, scores, rows)
+        if self._rescored:
             scores, rows = nearest_of(self._store, queries, rows, k)
         return Neighbors.ordered(scores, rows)
 
@@ -114,6 +117,17 @@ class VectorIndex:
             store: what it was loaded from.
         """
         return Filters(self._index, store, self._rescored)
+
+    @cached_property
+    def _among_all(self) -> FilteredIndex:
+        """The search that does not rely on a graph's holding together."""
+        return FilteredIndex(self._index, self._store, np.ones(self.count, np.bool_))
+
+    def _look_everywhere(self, queries: Vectors, scores: NDArray[np.float32], rows: Rows) -> None:
+        """Replace, in place, what was found of the queries that lack some by what is found among all vectors."""
+        lacking = (rows < 0).any(axis=1)
+        found = self._among_all.search(queries[lacking], rows.shape[1])
+        scores[lacking], rows[lacking] = found.scores, found.rows
 
     def _widen(self, queries: Vectors, scores: NDArray[np.float32], rows: Rows) -> None:
         """Fill up, in place, what was found of the queries that lack some: look at ever more lists."""
@@ -128,6 +142,14 @@ class VectorIndex:
                     scores[lacking], rows[lacking] = self._index.search(queries[lacking], rows.shape[1])
             finally:
                 self._lists.nprobe = tuned
+
+
+def _effort_for(index: Index, k: int) -> Any | None:  # noqa: ANN401 - FAISS has no types
+    """At least as many candidates as hits for a graph, on which FAISS gives up early with fewer; else as tuned."""
+    faiss = require_faiss()
+    if not isinstance(index, faiss.IndexHNSW):
+        return None
+    return faiss.SearchParametersHNSW(efSearch=max(k, index.hnsw.efSearch))
 
 
 def fault_of(store: VectorStore, record: IndexRecord | None) -> str:
