@@ -197,3 +197,22 @@ def test_a_kill_leaves_a_smaller_store(tmp_path: Path, moment: int) -> None:
     make_store(tmp_path / "plain", vectors, window=10)
     files = [contents(tmp_path / name)["part-00000.parquet"] for name in ("index", "plain")]
     assert files[0] == files[1]
+
+
+def test_a_closed_writer_leaves_the_folder_to_the_next(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    vectors = make_vectors(20, 4)
+    with VectorWriter.create(index, make_encoder(4), CORPUS) as stale:
+        append(stale, make_documents(0, 5), vectors[:5])
+        stale.checkpoint()
+    with VectorWriter.open(index) as w:
+        append(w, make_documents(5, 20), vectors[5:])
+        w.finish()
+        before = contents(index)
+        for change in (stale.checkpoint, stale.finish, lambda: stale.set_index(None)):
+            with pytest.raises(ValueError, match="is closed"):
+                change()
+        append(stale, make_documents(5, 7), vectors[5:7])
+        with pytest.raises(ValueError, match="is closed"):
+            stale.checkpoint()
+        assert contents(index) == before

@@ -18,15 +18,7 @@ from typing import Final, cast
 import numpy as np
 import pyarrow as pa
 
-from llmindex.errors import (
-    CorpusError,
-    CorruptStore,
-    ModelError,
-    SpecMismatch,
-    StaleIndex,
-    StorageError,
-    UsageError,
-)
+from llmindex.errors import CorpusError, CorruptStore, ModelError, SpecMismatch, StaleIndex, StorageError, UsageError
 from llmindex.records import Vectors
 from llmindex.store.files import LOCK_NAME, check_name, hash_file, is_temporary, lock, make_folder, replacing
 from llmindex.store.manifest import (
@@ -89,8 +81,10 @@ class _Buffer:
 class VectorWriter:
     """Appends documents to an index folder; holds its lock until closed. Also a context manager.
 
-    Closing commits nothing. After an error in :meth:`append`, :meth:`checkpoint` or :meth:`finish` close the
-    writer: the folder is as of the last commit, and a new writer goes on from there.
+    Closing commits nothing; a closed writer changes nothing any more, since the folder may be another's by then.
+    What :meth:`append` refuses, raising any LlmindexError but StorageError, leaves the writer as it was. After any
+    other error in :meth:`append`, :meth:`checkpoint` or :meth:`finish` close the writer: the folder is as of the last
+    commit, and a new writer goes on from there.
     """
 
     def __init__(self, path: Path, manifest: Manifest, release: ExitStack) -> None:
@@ -102,6 +96,7 @@ class VectorWriter:
         self._encoder = manifest.encoder
         self._schema: pa.Schema | None = None
         self._buffer = _Buffer()
+        self._closed = False
 
     @classmethod
     def create(
@@ -266,6 +261,7 @@ class VectorWriter:
 
     def close(self) -> None:
         """Give the lock back; what is not committed is lost."""
+        self._closed = True
         self._release.close()
 
     def __enter__(self) -> "VectorWriter":
@@ -320,12 +316,14 @@ class VectorWriter:
         self._remove_leftovers("vectors")
 
     def _save(self, manifest: Manifest) -> None:
+        self._check_open()
         if manifest != self._manifest:
             self._on_disk(lambda: manifest.save(self.path))
             self._manifest = manifest
 
     def _on_disk(self, write: Callable[[], None]) -> None:
         """Write something; a refusal is told together with what is safe."""
+        self._check_open()
         try:
             write()
         except StorageError as error:
@@ -333,6 +331,10 @@ class VectorWriter:
             remedy = "free space" if full else "make the folder writable"
             safe = f"{self._manifest.count:,} documents are committed and safe"
             raise StorageError(f"{error}; {safe}; {remedy} and run the same command again") from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"the writer of {self.path} is closed")
 
     def _remove_leftovers(self, *folders: str) -> None:
         """Remove files of our own making that the manifest does not name."""
