@@ -3,10 +3,10 @@
 A reader thread reads and tokenises the next windows while the caller's thread runs the model, and a writer thread
 stores what came out. Queues between them are short, so memory does not depend on the corpus. The model stays in the
 caller's thread, where Ctrl-C arrives: whatever happens there or in another thread, all windows that the model has
-finished are committed before the error goes on to the caller.
+finished are committed before the error goes on to the caller, and both threads have ended, however often Ctrl-C comes.
 
 With several devices, :class:`~llmindex.encode.helpers.Helpers` take windows, too. Whoever is done first, windows are
-stored in their order.
+stored in their order: where one fails, or is not waited for after Ctrl-C, those after it are not.
 """
 
 import logging
@@ -14,9 +14,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -24,6 +24,7 @@ from typing import TypeVar
 from llmindex.corpus import Corpus, Position, Window
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.helpers import Helpers
+from llmindex.errors import LlmindexError, StorageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Tokens, Vectors
 from llmindex.store.manifest import EncoderRecord
@@ -39,6 +40,7 @@ _CPU_WINDOW_ROWS = 256
 _GPU_WINDOW_ROWS = 4096
 _CHECKPOINT_SECONDS = 30.0
 _QUEUE_LENGTH = 2
+_ROOM_SECONDS = 0.01
 _SELF_CHECK_MINIMUM = 0.99
 # Windows that may wait for one before them, which a slower device still has.
 _MOST_AHEAD = 16
@@ -55,22 +57,15 @@ class _Started:
     item: _Tokenised
     vectors: "Future[Vectors]"
     reported: bool
+    self_check: float | None = None
 
     def is_sound(self) -> bool:
         """Whether it has been encoded."""
         return self.vectors.done() and not self.vectors.cancelled() and self.vectors.exception() is None
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    window: Window
-    tokens: Tokens
-    vectors: Vectors
-    self_check: float | None
-
-
 class _Stopped(Exception):
-    """Raised in a thread that waits for a queue when the run has ended."""
+    """Raised in a thread that waits for another when the writer has ended."""
 
 
 @dataclass(slots=True)
@@ -80,7 +75,7 @@ class Pipeline:
     Attributes:
         seconds: busy seconds of each stage: "read", "encode", "write".
         helpers: what encodes beside the encoder, on other devices.
-        added: documents encoded and handed to the writer by this run.
+        added: documents that this run has begun to encode; all of them are stored once it has ended well.
         tokens: model tokens of this run.
     """
 
@@ -95,7 +90,7 @@ class Pipeline:
     _fresh: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _failure: BaseException | None = None
-    _writer_works: bool = True
+    _complete: bool = False  # the writer has been given every window that there is
 
     def run(self, start: Position, known_ids: Iterator[str]) -> None:
         """Encode everything from a position on and commit it.
@@ -105,82 +100,111 @@ class Pipeline:
         """
         before = self.writer.count
         tokenised: queue.Queue[_Tokenised | None] = queue.Queue(_QUEUE_LENGTH)
-        encoded: queue.Queue[_Encoded | None] = queue.Queue(_QUEUE_LENGTH)
-        reader = self._thread("reader", lambda: self._read(tokenised, start, known_ids))
-        writer = self._thread("writer", lambda: self._write(encoded))
+        encoded: queue.SimpleQueue[_Started | None] = queue.SimpleQueue()
         windows: deque[_Started] = deque()
+        ended = [
+            self._thread("reader", lambda: self._read(tokenised, start, known_ids), lambda: self._put(tokenised, None)),
+            self._thread("writer", lambda: self._write(encoded), self._stop.set),
+        ]
         try:
-            while (item := self._get(tokenised)) is not None:
-                windows.append(self._start(item, before))
-                while windows and (windows[0].vectors.done() or len(windows) > _MOST_AHEAD):
-                    self._put(encoded, self._encoded(windows.popleft(), before))
-            while windows:
-                self._put(encoded, self._encoded(windows.popleft(), before))
+            self._encode(tokenised, windows, encoded, before)
         except _Stopped:
-            pass  # another thread failed; its error is raised below
+            pass  # the writer failed; its error is raised below
         except BaseException as error:
-            self._failure = self._failure or error
-            with suppress(_Stopped):
-                while windows and windows[0].is_sound():
-                    self._put(encoded, self._encoded(windows.popleft(), before))
+            self._fail(error)
         finally:
-            self._finish(encoded, writer)
-            self._stop.set()
-            reader.join()
+            self._finish(windows, encoded, ended)
         if self._failure is not None:
-            if self._writer_works:
-                self.writer.checkpoint()
             raise self._failure
-        started = time.perf_counter()
-        self.writer.finish()
-        self.seconds["write"] += time.perf_counter() - started
-
-    def _finish(self, encoded: "queue.Queue[_Encoded | None]", writer: threading.Thread) -> None:
-        """Let the writer store what the model has finished; a failed writer has stopped already."""
-        while writer.is_alive():
-            try:
-                encoded.put(None, timeout=0.1)
-                break
-            except queue.Full:
-                continue
-        writer.join()
 
     def _read(self, tokenised: "queue.Queue[_Tokenised | None]", start: Position, known_ids: Iterator[str]) -> None:
         rows = _CPU_WINDOW_ROWS if self.encoder.placement.device.type == "cpu" else _GPU_WINDOW_ROWS
         windows = self.corpus.windows(rows, start, known_ids)
         while True:
-            started = time.perf_counter()
-            window = next(windows, None)
-            if window is None:
-                break
-            item = _Tokenised(window, self.encoder.tokenize(window.table.column("text").to_pylist()))
-            self.seconds["read"] += time.perf_counter() - started
+            with self._busy("read"):
+                window = next(windows, None)
+                if window is None:
+                    return
+                item = _Tokenised(window, self.encoder.tokenize(window.table.column("text").to_pylist()))
             self._put(tokenised, item)
-        self._put(tokenised, None)
+
+    def _encode(
+        self,
+        tokenised: "queue.Queue[_Tokenised | None]",
+        windows: deque[_Started],
+        encoded: "queue.SimpleQueue[_Started | None]",
+        before: int,
+    ) -> None:
+        """Encode what the reader brings until it ends, in whichever way."""
+        while self._failure is None and (item := self._next(tokenised, encoded)) is not None:
+            windows.append(self._start(item, before))
+            while windows and (windows[0].vectors.done() or len(windows) > _MOST_AHEAD):
+                self._await(windows[0], before)
+                self._hand_over(windows, encoded)
+        while windows and not self._stop.is_set():
+            self._await(windows[0], before)
+            self._hand_over(windows, encoded)
+        self._complete = self._failure is None
+
+    def _next(
+        self, tokenised: "queue.Queue[_Tokenised | None]", encoded: "queue.SimpleQueue[_Started | None]"
+    ) -> _Tokenised | None:
+        """The next window, once the writer has room for it: encoded, it need not wait, and be lost to a Ctrl-C."""
+        while encoded.qsize() >= _QUEUE_LENGTH:
+            if self._stop.wait(_ROOM_SECONDS):
+                raise _Stopped
+        return self._get(tokenised)
 
     def _start(self, item: _Tokenised, before: int) -> _Started:
         """Have a window encoded by a helper that has time, else here and now."""
-        future = self.helpers.start(item.tokens) if self.helpers is not None else None
+        first = before + self.added == 0  # it is for the encoder, which checks itself on it
+        self.added += len(item.tokens)
+        future = self.helpers.start(item.tokens) if self.helpers is not None and not first else None
         if future is not None:
             return _Started(item, future, reported=False)
-        started = time.perf_counter()
         made: Future[Vectors] = Future()
-        made.set_result(self.encoder.forward(item.tokens, on_tokens=partial(self._report, item, before)))
-        self.seconds["encode"] += time.perf_counter() - started
-        return _Started(item, made, reported=True)
+        with self._busy("encode"):
+            vectors = self.encoder.forward(item.tokens, on_tokens=partial(self._report, item, before))
+            check = self.encoder.self_check(item.tokens, vectors) if first and len(item.tokens) else None
+        made.set_result(vectors)
+        return _Started(item, made, reported=True, self_check=check)
 
-    def _encoded(self, window: _Started, before: int) -> _Encoded:
-        """A window with its vectors, which are waited for if need be."""
-        started = time.perf_counter()
-        item, vectors = window.item, window.vectors.result()
+    def _await(self, window: _Started, before: int) -> None:
+        """Wait for a window's vectors, if need be."""
+        with self._busy("encode"):
+            window.vectors.result()
         if not window.reported:
-            self._report(item, before, len(item.tokens), int(item.tokens.offsets[-1]))
-        check = None
-        if before + self.added == 0 and len(item.tokens):
-            check = self.encoder.self_check(item.tokens, vectors)
-        self.added += len(item.tokens)
-        self.seconds["encode"] += time.perf_counter() - started
-        return _Encoded(item.window, item.tokens, vectors, check)
+            self._report(window.item, before, len(window.item.tokens), int(window.item.tokens.offsets[-1]))
+
+    def _hand_over(self, windows: deque[_Started], encoded: "queue.SimpleQueue[_Started | None]") -> None:
+        """Give the first window to the writer.
+
+        Only then it leaves the list: Ctrl-C in between has it given twice, of which the writer takes one, and never
+        not at all, which would leave a gap before the next.
+        """
+        encoded.put(windows[0])
+        windows.popleft()
+
+    def _finish(
+        self,
+        windows: deque[_Started],
+        encoded: "queue.SimpleQueue[_Started | None]",
+        ended: Sequence[threading.Event],
+    ) -> None:
+        """Have what is encoded committed, and see both threads end, however often Ctrl-C comes meanwhile.
+
+        Left behind, the writer's would go on in a folder whose lock another build may have by then.
+        """
+        while True:
+            try:
+                while windows and windows[0].is_sound():
+                    self._hand_over(windows, encoded)
+                encoded.put(None)
+                for event in ended:  # joined once in vain, a thread of Python 3.11 seems to have ended
+                    event.wait()
+                return
+            except KeyboardInterrupt as error:
+                self._fail(error)
 
     def _report(self, item: _Tokenised, before: int, texts: int, tokens: int) -> None:
         self._fresh += texts
@@ -190,28 +214,58 @@ class Pipeline:
             done = before + self._fresh
             self.on_progress(Progress("encode", done, total, tokens=self.tokens, fresh=self._fresh))
 
-    def _write(self, encoded: "queue.Queue[_Encoded | None]") -> None:
-        committed = time.perf_counter()
-        self._writer_works = False  # whatever ends the loop early leaves a writer that must not commit
-        while (item := encoded.get()) is not None:
-            started = time.perf_counter()
-            self._store(item)
-            if started - committed > _CHECKPOINT_SECONDS:
+    def _write(self, encoded: "queue.SimpleQueue[_Started | None]") -> None:
+        """Store what comes until nothing does, and commit it."""
+        try:
+            for window in self._arriving(encoded):
+                with self._busy("write"):
+                    self._store(window)
+        except StorageError:
+            raise  # the writer may commit no more
+        except LlmindexError:
+            self.writer.checkpoint()  # the window was refused; those before it are sound
+            raise
+        with self._busy("write"):
+            if self._complete:
+                self.writer.finish()
+            else:
                 self.writer.checkpoint()
-                committed = time.perf_counter()
-            self.seconds["write"] += time.perf_counter() - started
-        self._writer_works = True
 
-    def _store(self, item: _Encoded) -> None:
-        if item.self_check is not None:
-            self._note_self_check(item.self_check)
+    def _arriving(self, encoded: "queue.SimpleQueue[_Started | None]") -> Iterator[_Started]:
+        """The windows to store, each once; commits those that are due, also while none arrives."""
+        last: _Started | None = None
+        due: float | None = None
+        while True:
+            left = None if due is None else due - time.monotonic()
+            if left is not None and left <= 0:
+                with self._busy("write"):
+                    self.writer.checkpoint()
+                due = None
+                continue
+            try:
+                window = encoded.get(timeout=left)
+            except queue.Empty:
+                continue
+            if window is None:
+                return
+            if window is last:
+                continue
+            yield window
+            last = window
+            if due is None:
+                due = time.monotonic() + _CHECKPOINT_SECONDS
+
+    def _store(self, window: _Started) -> None:
+        if window.self_check is not None:
+            self._note_self_check(window.self_check)
+        position, tokens = window.item.window.position, window.item.tokens
         self.writer.append(
-            item.window.table,
-            item.vectors,
-            source_rows=item.window.position.source_rows,
-            bad_rows=item.window.position.bad_rows,
-            truncated=int(item.tokens.truncated.sum()),
-            tokens=int(item.tokens.offsets[-1]),
+            window.item.window.table,
+            window.vectors.result(),
+            source_rows=position.source_rows,
+            bad_rows=position.bad_rows,
+            truncated=int(tokens.truncated.sum()),
+            tokens=int(tokens.offsets[-1]),
         )
 
     def _note_self_check(self, cosine: float) -> None:
@@ -220,19 +274,32 @@ class Pipeline:
         # Rounded: the last digits depend on the machine's mood, not on the encoder.
         self.writer.set_encoder(EncoderRecord(self.encoder.spec, self.encoder.dtype, round(cosine, 6)))
 
-    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+    def _thread(self, name: str, work: Callable[[], None], at_end: Callable[[], None]) -> threading.Event:
+        """Work on the side; set once that has ended. Others learn of its end only when its failure is noted."""
+        ended = threading.Event()
+
         def guarded() -> None:
             try:
                 work()
             except _Stopped:
                 pass
             except BaseException as error:
-                self._failure = self._failure or error
-                self._stop.set()
+                self._fail(error)
+            with suppress(_Stopped):
+                at_end()
+            ended.set()
 
-        thread = threading.Thread(target=guarded, name=f"llmindex-{name}", daemon=True)
-        thread.start()
-        return thread
+        threading.Thread(target=guarded, name=f"llmindex-{name}", daemon=True).start()
+        return ended
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+
+    @contextmanager
+    def _busy(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - started
 
     def _put(self, target: "queue.Queue[T]", item: T) -> None:
         while not self._stop.is_set():

@@ -18,7 +18,6 @@ from llmindex.encode import device
 from llmindex.encode.helpers import Helpers
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import LlmindexError, ModelError, SpecMismatch, UsageError
-from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress
 from llmindex.records import Tokens, Vectors
 from llmindex.store.verify import verify
@@ -54,15 +53,14 @@ def test_two_processes_make_the_index_that_one_makes(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_helpers = 0
-    encoded = Pipeline._encoded
 
-    def counting(self: Pipeline, window: object, before: int) -> object:
+    def counting(self: Helpers, tokens: Tokens) -> "Future[Vectors] | None":
         nonlocal by_helpers
-        by_helpers += not window.reported  # type: ignore[attr-defined]
-        return encoded(self, window, before)  # type: ignore[arg-type]
+        future = start_when_ready(self, tokens)
+        by_helpers += future is not None
+        return future
 
-    monkeypatch.setattr(Pipeline, "_encoded", counting)
-    monkeypatch.setattr(Helpers, "start", start_when_ready)
+    monkeypatch.setattr(Helpers, "start", counting)
     llmindex.build(corpus, tmp_path / "one", encoder=options(tiny_model, "cpu"))
     assert by_helpers == 0
     steps: list[Progress] = []

@@ -1,7 +1,12 @@
 """The streaming run, with a fake encoder where a failure at a chosen place is wanted."""
 
 import hashlib
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +18,13 @@ import torch
 from llmindex.corpus import Corpus, Position
 from llmindex.encode.device import Placement
 from llmindex.encode.spec import EncoderSpec
-from llmindex.errors import CorpusError, StorageError
+from llmindex.errors import CorpusError, LlmindexError, ModelError, StorageError, UsageError
 from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress
 from llmindex.records import Tokens, Vectors
-from llmindex.store.manifest import CorpusRecord, EncoderRecord
+from llmindex.store.manifest import CorpusRecord, EncoderRecord, Manifest
 from llmindex.store.reader import VectorStore
+from llmindex.store.shard import write_shard
 from llmindex.store.writer import VectorWriter
 
 SPEC = EncoderSpec("fake", None, "0" * 64, "{text}", "{text}", "mean", -1, "causal", 8, 4)
@@ -59,16 +65,20 @@ def table(rows: int) -> pa.Table:
 
 
 def run(
-    folder: Path, corpus: Corpus, encoder: FakeEncoder, on_progress: Callable[[Progress], None] | None = None
+    folder: Path,
+    corpus: Corpus,
+    encoder: FakeEncoder,
+    on_progress: Callable[[Progress], None] | None = None,
+    helpers: Any = None,  # noqa: ANN401 - what starts futures of vectors
 ) -> Pipeline:
     """One run, new or resumed, as the builder does it."""
     fake: Any = encoder
     if (folder / "manifest.json").exists():
         writer = VectorWriter.open(folder)
     else:
-        writer = VectorWriter.create(folder, EncoderRecord(SPEC, "float32"), CorpusRecord(corpus.record))
+        writer = VectorWriter.create(folder, EncoderRecord(encoder.spec, "float32"), CorpusRecord(corpus.record))
     with writer:
-        pipeline = Pipeline(corpus, fake, writer, on_progress)
+        pipeline = Pipeline(corpus, fake, writer, on_progress, helpers)
         stored = writer.manifest.corpus
         ids = [row for batch in VectorStore.open(folder).iter_columns(["id"]) for row in batch.column(0).to_pylist()]
         pipeline.run(Position(stored.source_rows, stored.bad_rows), iter(ids))
@@ -157,3 +167,125 @@ def test_windows_are_read_ahead_but_not_far(tmp_path: Path) -> None:
     with Watched.open(table(256 * 40)) as corpus, pytest.raises(KeyboardInterrupt):
         run(tmp_path / "x", corpus, FakeEncoder(5, KeyboardInterrupt()))
     assert read <= 5 + 5
+
+
+class Hooked(FakeEncoder):
+    """Does something once a window is encoded, given their number, and before the run learns of it."""
+
+    def __init__(self, then: Callable[[int], None]) -> None:
+        super().__init__()
+        self._then = then
+
+    def forward(self, tokens: Tokens, on_tokens: Callable[[int, int], None] | None = None) -> Vectors:
+        vectors = super().forward(tokens, on_tokens)
+        self._then(self.windows)
+        return vectors
+
+
+class Handed:
+    """Helpers that answer with these futures, one a window, then with none."""
+
+    def __init__(self, *futures: "Future[Vectors]") -> None:
+        self._futures = list(futures)
+
+    def start(self, tokens: Tokens) -> "Future[Vectors] | None":
+        return self._futures.pop(0) if self._futures else None
+
+
+def test_a_reader_that_fails_loses_no_window_that_the_model_has(tmp_path: Path) -> None:
+    failed = threading.Event()
+
+    class Failing(Corpus):
+        def windows(self, *args: Any, **kwargs: Any) -> Iterator[Any]:  # noqa: ANN401
+            for number, window in enumerate(super().windows(*args, **kwargs)):
+                if number == 3:
+                    failed.set()
+                    raise CorpusError("row 800 is bad")
+                yield window
+
+    def outlast(windows: int) -> None:
+        assert failed.wait(30)
+        time.sleep(0.2)  # so that the run knows of it, too
+
+    encoder = Hooked(outlast)
+    with Failing.open(table(1000)) as corpus, pytest.raises(CorpusError, match="row 800 is bad"):
+        run(tmp_path / "x", corpus, encoder)
+    assert encoder.windows >= 1
+    store = VectorStore.open(tmp_path / "x")
+    assert store.count == 256 * encoder.windows
+    assert not store.manifest.corpus.complete
+
+
+def test_a_window_is_committed_in_time_although_no_other_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmindex.pipeline._CHECKPOINT_SECONDS", 0.5)
+
+    def wait_for_the_first(windows: int) -> None:
+        deadline = time.monotonic() + 30
+        while windows == 2 and Manifest.load(tmp_path / "x").count < 256:
+            assert time.monotonic() < deadline, "the first window is not committed"
+            time.sleep(0.01)
+
+    with Corpus.open(table(1000)) as corpus:
+        run(tmp_path / "x", corpus, Hooked(wait_for_the_first))
+    assert VectorStore.open(tmp_path / "x").count == 1000
+
+
+@pytest.mark.parametrize(("normalize", "error"), [(True, ModelError), (False, UsageError)])
+def test_a_refused_vector_costs_its_window_and_those_after_it(
+    tmp_path: Path, normalize: bool, error: type[LlmindexError]
+) -> None:
+    class Broken(FakeEncoder):
+        spec = replace(SPEC, normalize=normalize)
+
+        def forward(self, tokens: Tokens, on_tokens: Callable[[int, int], None] | None = None) -> Vectors:
+            vectors = super().forward(tokens, on_tokens)
+            if self.windows == 3:
+                vectors[5] *= 1e6  # of no unit length, and beyond float16
+            return vectors
+
+    with Corpus.open(table(2000)) as corpus, pytest.raises(error, match="d517"):
+        run(tmp_path / "x", corpus, Broken())
+    store = VectorStore.open(tmp_path / "x")
+    assert store.take(np.arange(store.count)).column("id").to_pylist() == [f"d{i}" for i in range(512)]
+    assert not store.manifest.corpus.complete
+
+
+def test_ctrl_c_again_and_again_waits_for_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each comes while the caller's thread waits for a shard to be written."""
+    caller, arrived = threading.get_ident(), threading.Semaphore(0)
+
+    def interrupt(*_: object) -> None:
+        arrived.release()
+        raise KeyboardInterrupt
+
+    def interrupted(*arguments: Any) -> None:  # noqa: ANN401
+        for _ in range(3):
+            signal.pthread_kill(caller, signal.SIGINT)
+            assert arrived.acquire(timeout=30)
+            time.sleep(0.1)  # in which a caller that does not wait is gone
+        write_shard(*arguments)
+
+    monkeypatch.setattr("llmindex.store.writer.write_shard", interrupted)
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with Corpus.open(table(1000)) as corpus, pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "x", corpus, FakeEncoder(2, KeyboardInterrupt()))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert VectorStore.open(tmp_path / "x").count == 512
+
+
+def test_ctrl_c_while_waiting_for_a_helper_leaves_no_gap(tmp_path: Path) -> None:
+    class Interrupted(Future[Vectors]):
+        def result(self, timeout: float | None = None) -> Vectors:
+            raise KeyboardInterrupt
+
+    with Corpus.open(table(1000)) as corpus:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "x", corpus, FakeEncoder(), helpers=Handed(Interrupted()))
+        assert VectorStore.open(tmp_path / "x").count == 256
+        run(tmp_path / "x", corpus, FakeEncoder())
+        run(tmp_path / "whole", corpus, FakeEncoder())
+    assert files(tmp_path / "x") == files(tmp_path / "whole")
