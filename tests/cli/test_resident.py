@@ -13,6 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llmindex_cli.resident import client
+from llmindex_cli.resident.identity import index_identity
+from llmindex_cli.resident.open_indexes import OpenIndexes
+from llmindex_cli.resident.protocol import Message
+
 from .conftest import TEMPLATES, Llmindex, start
 from .resident_runs import PATIENCE, Resident, wait_until
 
@@ -124,6 +129,65 @@ def test_an_index_that_changed_is_read_again(
     assert json.loads(ours.out)["id"] == "new"
     shutil.rmtree(index)
     assert warmed.run("search", GOAL, "-i", index).err.endswith("make it with `llmindex build`\n")
+
+
+def test_an_index_that_the_client_does_not_see_is_not_answered_from(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(**changes: object) -> Message:
+        monkeypatch.chdir(index.parent)  # answering leaves it
+        runtime = {"device": "cpu", "dtype": "auto", "trust_remote_code": False}
+        return indexes.answer(client._search(Path(index.name), runtime, [GOAL], 1, None, None) | changes)
+
+    indexes = OpenIndexes()
+    assert len(ask()["hits"]) == 1
+    seen = index_identity((index / "manifest.json").stat())
+    for position in range(len(seen)):
+        other = [number + (place == position) for place, number in enumerate(seen)]
+        assert ask(manifest=other) == {"elsewhere": True}
+    assert ask(manifest=None) == ask(cwd="/gone") == {"elsewhere": True}
+    edit_manifest(index, corpus={"complete": False})
+    assert ask(manifest=seen) == {"elsewhere": True}
+    assert ask()["unfinished"] == 120
+
+
+def test_where_another_index_is_seen_everything_happens_here(
+    built: Path, llmindex: Llmindex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = llmindex("search", GOAL, "-i", built)
+    monkeypatch.setenv("LLMINDEX_NO_DAEMON", "0")
+    monkeypatch.setattr(client, "_ask", lambda request: {"elsewhere": True})
+    assert llmindex("search", GOAL, "-i", built) == expected
+    ended = llmindex("warm", "-i", built)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert ended.err.startswith("Error: the resident searcher sees another index at this path")
+
+
+def test_another_mount_namespace_gets_its_own_hits(warmed: Resident, index: Path, tiny_model: Path) -> None:
+    here, there = index.parent / "here", index.parent / "there"
+    here.mkdir()
+    index.rename(here / index.name)
+    rebuild = ("build", "-", "-o", there / index.name, "--model", tiny_model)
+    assert warmed.run(*rebuild, stdin=b"A fox that nobody else sees.\n").code == 0
+    search = ("search", "fox", "-k", "1", "--json", "-i", here / index.name)
+    before = warmed.run(*search).out
+    program = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    apart = ["unshare", "-m" if os.geteuid() == 0 else "-rm", "sh", "-c", program, "sh", str(there), str(here)]
+    try:
+        subprocess.run([*apart, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no mount namespace can be made here: {error}")
+    ended = subprocess.run(
+        [*apart, sys.executable, "-m", "llmindex_cli", *map(str, search)],
+        env=os.environ | environment() | warmed.env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    assert json.loads(ended.stdout)["text"] == "A fox that nobody else sees."
+    assert warmed.run(*search).out == before
+    assert json.loads(before)["id"].startswith("doc-")
 
 
 def test_several_indexes_share_the_model(warmed: Resident, built: Path, index: Path) -> None:

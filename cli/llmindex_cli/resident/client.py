@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from llmindex import errors
 from llmindex_cli.resident.errors import ResidentError
 from llmindex_cli.resident.folder import LOG, SOCKET, hold_lock, runtime_folder
-from llmindex_cli.resident.identity import identity
+from llmindex_cli.resident.identity import identity, index_identity
 from llmindex_cli.resident.protocol import (
     REPLY_LIMIT,
     REQUEST_LIMIT,
@@ -127,7 +127,14 @@ def _about(index: Path, runtime: dict[str, Any]) -> Message:
         own = identity()
     except OSError as error:
         raise ResidentError(f"cannot tell which llmindex this is: {error}") from error
-    return {"identity": own, "cwd": cwd, "index": str(index), "runtime": runtime}
+    return {"identity": own, "cwd": cwd, "index": str(index), "manifest": _manifest(index), "runtime": runtime}
+
+
+def _manifest(index: Path) -> list[int] | None:
+    try:
+        return index_identity((index / "manifest.json").stat())
+    except OSError:
+        return None
 
 
 def _ask(request: Message) -> Message:
@@ -216,6 +223,11 @@ def _reply(connection: socket.socket) -> Message:
 def _read(reply: Message) -> Reply:
     if "failed" in reply:
         raise ResidentError("the resident searcher failed")
+    if "elsewhere" in reply:
+        raise ResidentError(
+            "the resident searcher sees another index at this path, as in another container or while it changes: try "
+            "again, or end it with `llmindex warm --stop`"
+        )
     return Reply(
         hits=[[ResidentHit(**hit) for hit in hits] for hits in reply.get("hits", ())],
         unfinished=reply.get("unfinished"),

@@ -1,4 +1,4 @@
-"""What a resident searcher is a stand-in for: this llmindex, this interpreter, these settings of the environment."""
+"""What a resident searcher is a stand-in for: this llmindex and interpreter, these settings, this very index."""
 
 import os
 import sys
@@ -47,6 +47,17 @@ def identity() -> list[Any]:
         packages.stat().st_mtime_ns,
         *(_files(folder) for folder in ours),
     ]
+
+
+def index_identity(manifest: os.stat_result) -> list[int]:
+    """What tells an index from any other at the same path, and from itself before a change, as JSON values.
+
+    Processes that reach each other need not see the same files: containers may share no more than a runtime folder.
+
+    Args:
+        manifest: the status of its manifest, which whatever changes the index replaces.
+    """
+    return [manifest.st_dev, manifest.st_ino, manifest.st_size, manifest.st_mtime_ns]
 
 
 def _files(folder: Path) -> list[list[str | int]]:

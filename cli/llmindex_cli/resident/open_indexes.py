@@ -16,6 +16,7 @@ from llmindex.errors import LlmindexError
 from llmindex_cli.console import json_safe
 from llmindex_cli.indexes import unfinished
 from llmindex_cli.loading import loading
+from llmindex_cli.resident.identity import index_identity
 from llmindex_cli.resident.protocol import Message
 
 if TYPE_CHECKING:
@@ -68,10 +69,13 @@ class OpenIndexes:
         """The last reply to a request "search" or "warm"; whatever happens, there is one."""
         reply: Message = {}
         try:
+            manifest, seen = _manifest_of(Path(request["cwd"], request["index"]))
+            if seen != request["manifest"]:
+                return {"elsewhere": True}
             # Paths are the client's, as typed: messages then name them as its own would.
             os.chdir(request["cwd"])
             with loading():
-                opened = self._at_hand((request["cwd"], request["index"]), request["runtime"])
+                opened = self._at_hand((request["cwd"], request["index"]), manifest, request["runtime"])
                 reply["unfinished"] = unfinished(opened.store)
                 reply |= self._answer(request, opened.searcher)
         except LlmindexError as error:
@@ -99,10 +103,9 @@ class OpenIndexes:
         found = searcher.search(request["queries"], request["k"], request["min_score"], request["where"])
         return {"hits": [[_as_json(hit) for hit in hits] for hits in found]}
 
-    def _at_hand(self, name: tuple[str, str], runtime: dict[str, Any]) -> _Open:
+    def _at_hand(self, name: tuple[str, str], manifest: bytes, runtime: dict[str, Any]) -> _Open:
         """The index as its manifest now has it, opened again where that has changed."""
         known = self._open.pop(name, None)
-        manifest = _manifest_of(Path(name[1]))
         if known is None or known.manifest != manifest or self._runtime != runtime:
             known = self._open_now(name[1], manifest, runtime)
         self._open[name] = known
@@ -131,12 +134,13 @@ class OpenIndexes:
         return self._encoder
 
 
-def _manifest_of(index: Path) -> bytes:
-    """The manifest's bytes; none where it cannot be read, which opening the index will explain."""
+def _manifest_of(index: Path) -> tuple[bytes, list[int] | None]:
+    """The manifest's bytes, and whose they are; none where it cannot be read, which opening the index will explain."""
     try:
-        return (index / "manifest.json").read_bytes()
+        with (index / "manifest.json").open("rb") as file:
+            return file.read(), index_identity(os.fstat(file.fileno()))
     except OSError:
-        return b""
+        return b"", None
 
 
 def _as_json(hit: "Hit") -> Message:

@@ -6,6 +6,7 @@ other side lives; the last one has one of
 - ``hits``, of a search: a list for each query;
 - ``status``, of "warm" and "stop": what is resident;
 - ``error``, with ``kind`` and ``message`` of an LlmindexError;
+- ``elsewhere``: the client sees another index at that path, or saw it in another state;
 - ``failed``: something unforeseen, which the client had better meet itself;
 - ``outdated``: the client's llmindex is not the resident one, which is ending.
 
