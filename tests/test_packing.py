@@ -108,6 +108,19 @@ def test_any_plain_attention_is_packed(tmp_path: Path, tiny_model: Path, kind: s
         ("gpt_oss", GROUPED | {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}, "its attention has s"),
         ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "batches are padded"),
         ("mamba", {"hidden_size": 32, "num_hidden_layers": 2}, "batches are padded"),
+        (
+            "llama4_text",
+            GROUPED
+            | {
+                "head_dim": 8,
+                "intermediate_size_mlp": 32,
+                "num_local_experts": 2,
+                "attention_chunk_size": 16,
+                "layer_types": ["chunked_attention", "full_attention"],
+            },
+            "it has layers of chunked_attention",
+        ),
+        ("lfm2", GROUPED | {"layer_types": ["conv", "full_attention"]}, "it has layers of conv"),
     ],
 )
 def test_other_attention_is_padded(

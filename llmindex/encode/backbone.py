@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 # Cosine of a token's states by two ways of computing them; rounding leaves them nearer than that.
 _SAME = {torch.float32: 0.9999, torch.bfloat16: 0.99, torch.float16: 0.99}
+# Kinds of layers, as transformers names them, whose tokens keep to their row if attention does; a window that attention
+# looks through is known when it is called.
+_PACKABLE = {"full_attention", "sliding_attention"}
 
 
 class Backbone(Decoder):
@@ -169,6 +172,11 @@ class Backbone(Decoder):
         """Pack batches from now on if that changes nothing."""
         if not getattr(self.model, "_supports_attention_backend", False):
             logger.info('model "%s": batches are padded, its attention cannot be replaced', self.folder)
+            return
+        # Chunks of attention, convolutions and the like: five tokens show nothing of what they would mix, or cut.
+        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ())
+        if unknown := sorted(kinds - _PACKABLE):
+            logger.info('model "%s": batches are padded, it has layers of %s', self.folder, ", ".join(unknown))
             return
         # Common pieces of words in any subword vocabulary; among a model's special tokens, rounding alone moves states.
         ids_BT = torch.tensor([[300, 310, 320, 330, 340], [350, 305, 315, 0, 0], [325, 335, 345, 0, 0]])
