@@ -20,8 +20,8 @@ LAYERS = (
     ("corpus", "columns checks window corpus __init__"),
     (
         "encode",
-        "__init__ spec prompts batching pooling embedded device adapter whitening models settings tokenizer pack "
-        "ragged packing decoder family llama backbone loading encoder helpers",
+        "__init__ spec prompts batching pooling embedded device adapter whitening models settings tokenizer wrapping "
+        "pack ragged packing decoder family llama backbone loading encoder helpers",
     ),
     ("store", "files manifest shard pages reader where values writer verify"),
     ("index", "footprint planner neighbors recall rescore filtered faiss_index effort lists building forecast search"),

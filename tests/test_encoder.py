@@ -156,9 +156,9 @@ def test_only_the_text_is_cut_never_the_prompt(tiny_model: Path) -> None:
     first = tokens.ids[tokens.offsets[0] : tokens.offsets[1]].tolist()
     start, end = tokens.text_spans[0]
     assert end - start == 5
-    prefix, _, suffix = encoder._parts["document"]
-    assert first[:start] == prefix
-    assert first[end:] == suffix
+    wrapping = encoder._parts["document"]
+    assert first[:start] == wrapping.before
+    assert first[end:] == wrapping.after
 
 
 def test_dim_is_cut_before_normalising(tiny_model: Path) -> None:

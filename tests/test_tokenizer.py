@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from llmindex.encode import tokenizer as tokenizers
+from llmindex.encode.encoder import Encoder
 from llmindex.encode.tokenizer import Tokenizer
+from tests.conftest import TRAINING_TEXT
 
 TEXTS = [
     "fox",
@@ -87,3 +89,39 @@ def test_files_beside_are_left_to_transformers(tiny_model: Path, tmp_path: Path,
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (folder / name).write_text("{}")
     assert tokenizers._plain(folder) is None
+
+
+def prepends() -> Backend:
+    """As older conversions of SentencePiece's tokenizers have it."""
+    backend = Backend(models.BPE(unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return backend
+
+
+def metaspace(scheme: str) -> Callable[[], Backend]:
+    """As newer ones have it."""
+
+    def make() -> Backend:
+        backend = Backend(models.BPE(unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        return backend
+
+    return make
+
+
+@pytest.mark.parametrize("make", [prepends, metaspace("first"), metaspace("always")])
+@pytest.mark.parametrize("prompt", ["cluster", "Query: {text}", "{text}\nIn one word:", "none"])
+def test_no_mark_of_a_beginning_stands_within_a_prompt(
+    tiny_model: Path, tmp_path: Path, make: Callable[[], Backend], prompt: str
+) -> None:
+    """The pieces of prompt and text are together those of the whole, wherever it is cut into tokens."""
+    backend = make()
+    backend.train_from_iterator([*TRAINING_TEXT, '"\n:'], trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"]))
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    encoder = Encoder.load(str(folder), prompt=prompt, pooling="last", dtype="float32")
+    for text in ("the dog", " a fox"):
+        whole = backend.encode(encoder.spec.prompt.replace("{text}", text))
+        made = encoder.tokenize([text]).ids.tolist()
+        assert "".join(map(str, map(backend.id_to_token, made))) == "".join(whole.tokens)

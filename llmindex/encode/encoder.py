@@ -5,7 +5,6 @@ to rounding; :meth:`Encoder.self_check` measures the rounding, and the manifest 
 """
 
 import logging
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -28,6 +27,7 @@ from llmindex.encode.settings import EncoderOptions, Engine, Settings
 from llmindex.encode.spec import EncoderSpec, Pooling
 from llmindex.encode.tokenizer import Tokenizer
 from llmindex.encode.whitening import Whitening
+from llmindex.encode.wrapping import Wrapping, room_for_text
 from llmindex.errors import ModelError, NotFinite, SpecMismatch, UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Tokens, Vectors
@@ -71,11 +71,11 @@ class Encoder:
         self.whitening = whitening.to(placement.device) if whitening else None
         self._budget = placement.token_budget
         self._parts = {
-            "document": _wrapping(tokenizer, spec.prompt, spec.pooling),
-            "query": _wrapping(tokenizer, spec.query_prompt, spec.pooling),
+            "document": Wrapping.of(spec.prompt, spec.pooling, tokenizer),
+            "query": Wrapping.of(spec.query_prompt, spec.pooling, tokenizer),
         }
-        for prefix, _, _ in self._parts.values():
-            decoder.share(prefix)
+        for wrapping in self._parts.values():
+            decoder.share(wrapping.before)
 
     @classmethod
     def load(cls, model: str = models.DEFAULT, **options: object) -> "Encoder":
@@ -117,7 +117,8 @@ class Encoder:
         dim = _at_least_one("--dim", options.dim, min(wanted.dim or width, width))
         if dim > width:
             raise UsageError(f"--dim {dim} is larger than the {width} values that this model and pooling give")
-        room = _room(tokenizer, decoder, wanted.pooling, (wanted.prompt, wanted.query_prompt))
+        templates = (wanted.prompt, wanted.query_prompt)
+        room = room_for_text(templates, wanted.pooling, tokenizer, decoder.max_positions)
         if room < 1:
             limit = decoder.max_positions
             raise UsageError(f"the prompt leaves no room for a text in the {limit:,} tokens of the model; shorten it")
@@ -197,7 +198,8 @@ class Encoder:
 
     def room(self, templates: Sequence[str]) -> int:
         """Tokens that the model leaves to a text under the longest of some prompts."""
-        return _room(self._tokenizer, self.decoder, self.spec.pooling, [prompts.resolve(each) for each in templates])
+        resolved = [prompts.resolve(each) for each in templates]
+        return room_for_text(resolved, self.spec.pooling, self._tokenizer, self.decoder.max_positions)
 
     def tokenize(self, texts: Sequence[str], *, role: Role = "document") -> Tokens:
         """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut.
@@ -209,18 +211,18 @@ class Encoder:
             raise UsageError("texts must be a list of strings, not one string")
         if role not in self._parts:
             raise UsageError(f'unknown role "{role}"; one of {", ".join(self._parts)}')
-        prefix, gap, suffix = self._parts[role]
+        before, gap, after, begins = self._parts[role]
         limit = self.spec.max_tokens
         kept = limit * _LONGEST_TOKEN
-        bodies = self._tokenizer([gap + text[:kept] for text in texts])
+        bodies = self._tokenizer([gap + text[:kept] for text in texts], begins=begins)
         rows: list[list[int]] = []
         spans = np.empty((len(texts), 2), np.int64)
         truncated = np.empty(len(texts), np.bool_)
         for i, body in enumerate(bodies):
             truncated[i] = len(body) > limit or len(texts[i]) > kept
             body = body[:limit]
-            spans[i] = len(prefix), len(prefix) + len(body)
-            rows.append(prefix + body + suffix or self._stand_in())
+            spans[i] = len(before), len(before) + len(body)
+            rows.append(before + body + after or self._stand_in())
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         ids = np.fromiter((token for row in rows for token in row), np.int32, count=int(offsets[-1]))
@@ -363,25 +365,6 @@ class Encoder:
     def _stand_in(self) -> list[int]:
         """What an empty text without a prompt becomes: a model needs at least one token."""
         return [self._tokenizer.eos if self._tokenizer.eos is not None else 0]
-
-
-def _wrapping(tokenizer: Tokenizer, template: str, pooling: Pooling) -> tuple[list[int], str, list[int]]:
-    """Token ids before a text, the white space that goes with it, and the token ids after it."""
-    parts = prompts.split(template)
-    prefix, suffix = tokenizer([parts.prefix, parts.suffix])
-    if pooling == "eos":
-        if tokenizer.eos is None:
-            raise UsageError('pooling "eos" needs a tokenizer with an EOS token; this model has none')
-        suffix = [*suffix, tokenizer.eos]
-    return tokenizer.bos + prefix, parts.gap, suffix
-
-
-def _room(tokenizer: Tokenizer, decoder: Decoder, pooling: Pooling, templates: Sequence[str]) -> int:
-    """Tokens that the longest of some prompts leaves to the text."""
-    if decoder.max_positions is None:
-        return sys.maxsize
-    wrappings = [_wrapping(tokenizer, template, pooling) for template in templates]
-    return decoder.max_positions - max(len(prefix) + len(suffix) for prefix, _, suffix in wrappings)
 
 
 def _whitening(adapter: Adapter | None, pooling: Pooling, decoder: Decoder) -> Whitening | None:

@@ -14,6 +14,11 @@ _HARMLESS = {"tokenizer_class", "backend", "is_local", "local_files_only", "mode
 # Files that change a tokenizer from beside; and transformers repairs some tokenizers of a larger vocabulary.
 _OTHER_FILES = ("special_tokens_map.json", "added_tokens.json")
 _LARGEST_PLAIN = 100_000
+# Parts of a tokenizer that may put a space before a string, and how they do not.
+_WITHOUT: dict[str, dict[str, Any]] = {
+    "Metaspace": {"prepend_scheme": "never"},
+    "ByteLevel": {"add_prefix_space": False},
+}
 
 
 class Tokenizer:
@@ -35,13 +40,52 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._continuing = continuing(backend)
         self.eos: int | None = _id(backend, named["eos_token"])
         bos = _id(backend, named["bos_token"])
         self.bos: list[int] = [] if bos is None or backend.encode("a").ids[:1] != [bos] else [bos]
 
-    def __call__(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+    def __call__(self, texts: list[str], *, begins: bool = True) -> list[list[int]]:
+        """Token ids of each text, without special tokens.
+
+        Args:
+            texts: n texts.
+            begins: whether each stands at the beginning, or follows other text.
+        """
+        backend = self._backend if begins else self._continuing
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def continuing(backend: Any) -> Any:  # noqa: ANN401 - a tokenizer of tokenizers
+    """A copy for texts that follow others; the tokenizer itself where that makes no difference.
+
+    Many that were made with SentencePiece put a space before every string; between the parts of a text it would be one
+    too many.
+    """
+    try:
+        rules = {name: _rule(getattr(backend, name)) for name in ("normalizer", "pre_tokenizer")}
+    except Exception:  # parts that are code of the model's own cannot be read
+        return backend
+    kept = {name: _without_beginning(rule) for name, rule in rules.items()}
+    return backend if kept == rules else type(backend).from_str(json.dumps(json.loads(backend.to_str()) | kept))
+
+
+def _rule(part: Any) -> dict[str, Any] | None:  # noqa: ANN401
+    rule: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
+    return rule
+
+
+def _without_beginning(rule: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or a pre-tokenizer, as tokenizer.json has it, without what it puts before a string."""
+    if rule is None or rule["type"] == "Prepend":
+        return None
+    if rule["type"] == "Sequence":
+        return {name: _parts(value) if isinstance(value, list) else value for name, value in rule.items()}
+    return rule | _WITHOUT.get(rule["type"], {})
+
+
+def _parts(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [kept for rule in rules if (kept := _without_beginning(rule)) is not None]
 
 
 def _plain(folder: Path) -> tuple[Any, dict[str, str | None]] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import normalizers
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from llmindex.encode.encoder import Encoder, Role
@@ -187,12 +187,28 @@ def test_a_pooling_that_cannot_be_expressed(
 
 
 def make_prefixing_model(tiny_model: Path, folder: Path) -> Path:
-    """A tokenizer that begins every string with a mark of its own, as SentencePiece does."""
+    """A tokenizer that begins every string, and every piece of one, with a mark of its own."""
     shutil.copytree(tiny_model, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("_")
+    marks = pre_tokenizers.Metaspace("_", prepend_scheme="always", split=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [marks, tokenizer.backend_tokenizer.pre_tokenizer]
+    )
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("query_prompt", ["cluster", "query"])
+def test_a_tokenizer_that_begins_every_string_with_a_mark(tiny_model: Path, tmp_path: Path, query_prompt: str) -> None:
+    """As SentencePiece's do: one stands before the prompt, none between its parts and the text."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("_")
+    tokenizer.save_pretrained(model)
+    options = options_of(model, prompt="cluster", query_prompt=query_prompt, pooling="last")
+    assert export(options, tmp_path / "out").cosine > exporting.PARITY
+    assert export(options, tmp_path / "plain", "transformers").cosine > exporting.PARITY
 
 
 def test_other_vectors_are_refused_with_a_way_out(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from llmindex.encode import prompts
 from llmindex.encode.encoder import Encoder, Role
+from llmindex.encode.tokenizer import continuing
 from llmindex.errors import ModelError
 
 # Of Unicode's private use area: it has no meaning to be lost.
@@ -31,12 +32,14 @@ class Wrapping:
         gap: white space that is tokenised with the text.
         after: token ids after it, EOS included where the pooling wants it.
         max_tokens: tokens of the text that are kept.
+        begins: whether nothing but BOS stands before the text.
     """
 
     before: tuple[int, ...]
     gap: str
     after: tuple[int, ...]
     max_tokens: int
+    begins: bool
 
     @classmethod
     def of(cls, encoder: Encoder, role: Role) -> "Wrapping":
@@ -46,7 +49,8 @@ class Wrapping:
         tokens = encoder.tokenize(["x"], role=role)
         start, end = tokens.text_spans[0].tolist()
         ids = tokens.ids.tolist()
-        return cls(tuple(ids[:start]), prompts.split(template).gap, tuple(ids[end:]), spec.max_tokens)
+        parts = prompts.split(template)
+        return cls(tuple(ids[:start]), parts.gap, tuple(ids[end:]), spec.max_tokens, not parts.prefix)
 
     @property
     def most(self) -> int:
@@ -59,6 +63,8 @@ def templated(source: Any, wrapping: Wrapping) -> Any:  # noqa: ANN401 - tokeniz
     from tokenizers import processors
 
     backend = _copy_of(source)
+    if not wrapping.begins:
+        backend = continuing(backend)
     pieces = {"<before>": wrapping.before, "<after>": wrapping.after}
     order = ["<before>", "$A", "<after>"]
     backend.post_processor = processors.TemplateProcessing(
