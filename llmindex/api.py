@@ -1,5 +1,6 @@
 """The door of the library: open an index and ask it things."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmindex.index.planner import DEFAULT_RECALL
 from llmindex.progress import ProgressCallback
 from llmindex.records import Hit
+from llmindex.store.files import files_in
 from llmindex.store.manifest import IndexRecord
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
@@ -190,7 +192,7 @@ class Index:
                 "tokens": manifest.corpus.tokens,
             },
             "index": index,
-            "clusterings": sorted(file.stem for file in (self.path / "clusters").glob("*.json")),
+            "clusterings": sorted(file.stem for file in files_in(self.path / "clusters", ".json")),
             "bytes": _folder_bytes(self.path),
         }
 
@@ -201,4 +203,9 @@ class Index:
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum((Path(root) / name).stat().st_size for root, _, names in os.walk(folder) for name in names)
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a writer has taken it away since it was listed
+                total += (Path(root) / name).stat().st_size
+    return total

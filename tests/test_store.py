@@ -11,13 +11,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import llmindex
+from llmindex.cluster.saved import names
 from llmindex.errors import CorruptStore, UsageError
 from llmindex.store import writer
 from llmindex.store.manifest import Manifest, VectorDtype
 from llmindex.store.reader import VectorStore
-from llmindex.store.verify import verify
+from llmindex.store.verify import outdated_clusterings, verify
 from llmindex.store.writer import VectorWriter
-from tests.samples import CORPUS, DTYPES, append, as_stored, make_documents, make_encoder, make_store, make_vectors
+from tests.samples import (
+    CORPUS,
+    DTYPES,
+    append,
+    as_stored,
+    make_documents,
+    make_encoder,
+    make_index,
+    make_store,
+    make_vectors,
+)
 
 # Reading back
 
@@ -176,6 +188,24 @@ def test_a_reader_goes_on_with_the_new_manifest(tmp_path: Path, monkeypatch: pyt
     manifests = iter([old, Manifest.load(index)])
     monkeypatch.setattr(Manifest, "load", lambda _: next(manifests))
     assert VectorStore.open(index).manifest.shards[0].file == "vectors/part-00000.parquet"
+
+
+def test_what_a_writer_takes_away_meanwhile_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and folders that were listed, and are gone when they are looked at."""
+    store, _ = make_index(tmp_path / "index", make_vectors(20, 4))
+    assert store.manifest.index is not None
+    index = llmindex.open(store.path)
+    before = index.info()
+    (store.path / "vectors" / ".part-00000.parquet.tmp").symlink_to("gone")
+    assert index.info() == before
+    (store.path / store.manifest.index.file).unlink()
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    after = index.info()
+    assert after["index"] == before["index"] | {"stale": True}
+    assert after["bytes"] == before["bytes"] - store.manifest.index.bytes
+    assert names(store) == after["clusterings"] == []
+    assert outdated_clusterings(store.path, store.manifest) == []
 
 
 def test_a_missing_or_damaged_shard_is_named(tmp_path: Path) -> None:

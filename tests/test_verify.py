@@ -110,11 +110,13 @@ def test_a_damaged_clustering(index: Path, content: bytes) -> None:
     )
 
 
-def test_the_labels_of_a_clustering(index: Path) -> None:
+def test_the_labels_of_a_clustering(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = index / "clusters/default.parquet"
     pq.write_table(pa.table({"row": [0]}), labels)
     assert problem(index).startswith(f"{labels}: has changed since it was written (its sha256 differs); run")
     labels.unlink()
+    assert problem(index).startswith(f"{labels}: is missing; run")
+    monkeypatch.setattr(Path, "is_file", lambda _: True)  # as where it is taken away in between
     assert problem(index).startswith(f"{labels}: is missing; run")
 
 

@@ -21,7 +21,7 @@ from llmindex.cluster.options import ClusterOptions, check_name
 from llmindex.cluster.reduce import Projection
 from llmindex.cluster.result import Clustering, ClusterSummary
 from llmindex.errors import CorruptStore, StaleIndex, UsageError
-from llmindex.store.files import hash_file, lock, make_folder, replacing
+from llmindex.store.files import files_in, hash_file, lock, make_folder, replacing
 from llmindex.store.reader import VectorStore
 
 FOLDER = "clusters"
@@ -38,7 +38,7 @@ _SCHEMA = pa.schema(
 
 def names(store: VectorStore) -> list[str]:
     """Return the names of the saved clusterings, sorted."""
-    return sorted(path.stem for path in (store.path / FOLDER).glob("*.json"))
+    return sorted(path.stem for path in files_in(store.path / FOLDER, ".json"))
 
 
 def save(clustering: Clustering, store: VectorStore) -> Path:

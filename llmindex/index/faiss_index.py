@@ -159,10 +159,12 @@ def fault_of(store: VectorStore, record: IndexRecord | None) -> str:
     path = store.path / record.file
     if record.built_from != store.vectors_id:
         return f"the search index of {store.path} was built from other vectors than those stored"
-    if not path.is_file():
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
         return f"{path} is missing"
-    if path.stat().st_size != record.bytes:
-        return f"{path} has {path.stat().st_size:,} bytes instead of {record.bytes:,}"
+    if size != record.bytes:
+        return f"{path} has {size:,} bytes instead of {record.bytes:,}"
     return "" if _PARAMETERS.fullmatch(record.parameters) else f'{path} has search parameters "{record.parameters}"'
 
 

@@ -100,6 +100,14 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
+def files_in(folder: Path, ending: str) -> list[Path]:
+    """What has a name of this ending in a folder, sorted; nothing where there is no such folder, or no longer."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ending)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def hash_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from llmindex.errors import reindex_command
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.files import hash_file
+from llmindex.store.files import files_in, hash_file
 from llmindex.store.manifest import Manifest, ShardRecord
 from llmindex.store.shard import VECTOR, stored_vectors
 
@@ -56,7 +56,7 @@ def verify(path: str | Path, on_progress: ProgressCallback | None = None) -> Ver
 
 def _verify(folder: Path, manifest: Manifest, on_progress: ProgressCallback | None) -> VerifyReport:
     problems: list[str] = []
-    clusterings = sorted((folder / "clusters").glob("*.json"))
+    clusterings = files_in(folder / "clusters", ".json")
     total = 1 + len(manifest.shards) + (manifest.index is not None) + len(clusterings)
     done = 1
 
@@ -80,7 +80,7 @@ def outdated_clusterings(folder: Path, manifest: Manifest) -> list[str]:
     """One line for each clustering that was made from other vectors than those of the manifest."""
     return [
         f'the clustering "{file.stem}" was made from other vectors than those stored; run {_again(file)}'
-        for file in sorted((folder / "clusters").glob("*.json"))
+        for file in files_in(folder / "clusters", ".json")
         if _built_from(file) not in (None, manifest.vectors_id)
     ]
 
@@ -110,11 +110,11 @@ def _check_shard(folder: Path, shard: ShardRecord, manifest: Manifest) -> Iterat
         yield f"{path}: cannot be read ({_first_line(error)}); {remedy}"
 
 
-def _changed(path: Path, size: int, sha256: str) -> str | None:
-    """What differs from the record, if anything."""
+def _changed(path: Path, size: int | None, sha256: str) -> str | None:
+    """What differs from the record, if anything; the record may be without a size."""
     try:
         actual = path.stat().st_size
-        if actual != size:
+        if size is not None and actual != size:
             return f"has {actual:,} bytes instead of {size:,}"
         return None if hash_file(path) == sha256 else "has changed since it was written (its sha256 differs)"
     except FileNotFoundError:
@@ -169,10 +169,8 @@ def _check_clustering(path: Path) -> Iterator[str]:
         return
     for name, sha256 in sorted(hashes.items()):
         file = path.with_name(Path(name).name)
-        if not file.is_file():
-            yield f"{file}: is missing; {remedy}"
-        elif hash_file(file) != sha256:
-            yield f"{file}: has changed since it was written (its sha256 differs); {remedy}"
+        if fault := _changed(file, None, sha256):
+            yield f"{file}: {fault}; {remedy}"
 
 
 def _first_line(error: Exception) -> str:
