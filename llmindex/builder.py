@@ -1,8 +1,4 @@
-"""Build an index: a corpus in, a store of vectors and a FAISS index out; the same call resumes and completes.
-
-What a run would do is compared with what the index folder says before anything is written: another encoder, another
-corpus or another vector dtype is refused, never mixed in.
-"""
+"""Build an index: a corpus in, a store of vectors and a FAISS index out; the same call resumes and completes."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +8,19 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from llmindex import resuming
 from llmindex.corpus import Corpus, CorpusOptions, Position
 from llmindex.corpus.discovery import STDIN
 from llmindex.encode import helpers
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.helpers import Helpers
 from llmindex.encode.settings import EncoderOptions
-from llmindex.errors import BuildInterrupted, CorpusError, MissingPackage, SpecMismatch, UsageError, reindex_command
+from llmindex.errors import BuildInterrupted, MissingPackage, UsageError, reindex_command
 from llmindex.index import building, faiss_index, forecast, planner
 from llmindex.index.planner import DEFAULT_RECALL
 from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.manifest import MANIFEST_NAME, CorpusRecord, EncoderRecord, IndexRecord, Manifest, VectorDtype
+from llmindex.store.manifest import MANIFEST_NAME, IndexRecord, Manifest, VectorDtype
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import SHARD_ROWS, VectorWriter
 
@@ -135,8 +132,9 @@ def build(
         factory: a FAISS factory string; planned from the number of vectors if left out.
         recall: recall@10 against exact search that the FAISS index is tuned to.
         memory: the most bytes that building and searching the FAISS index may take, besides the model.
-        overwrite: start afresh where there is an index already.
-        on_progress: called with the stages "scan", "count", "encode", "train", "assign", "add", "tune".
+        overwrite: start afresh where there is an index already, unless this very build has begun it and not finished:
+            that is what an interrupted one leaves, which the same call then goes on with, if it is undamaged.
+        on_progress: called with the stages "scan", "verify", "count", "encode", "train", "assign", "add", "tune".
 
     Raises:
         BuildInterrupted: Ctrl-C; what was encoded is committed, and the same call goes on from there.
@@ -148,10 +146,12 @@ def build(
     with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
         path = Path(index) if index is not None else Path(f"{opened.name}.llmindex")
         model = helpers.load(encoder)
+        if overwrite and resuming.is_begun(path, opened, model, vector_dtype, on_progress):
+            overwrite = False
         if not _is_complete(path, overwrite):
             _check_index(opened, model.spec.dim, factory, recall, memory, on_progress)
         next(opened.windows(1))  # a corpus without any usable row must not leave an empty index, nor replace one
-        with _writer(path, opened, model, vector_dtype, overwrite) as writer:
+        with resuming.writer(path, opened, model, vector_dtype, overwrite) as writer:
             complete = writer.manifest.corpus.complete
             seconds: dict[str, float] = {}
             added = 0
@@ -321,43 +321,6 @@ def _is_as_asked(
 def _is_complete(path: Path, overwrite: bool) -> bool:
     """Whether every vector is stored already and is to be kept."""
     return not overwrite and (path / MANIFEST_NAME).exists() and Manifest.load(path).corpus.complete
-
-
-def _writer(path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype, overwrite: bool) -> VectorWriter:
-    """Create the index, or open the one that an earlier run left, if it is of the same making."""
-    if overwrite or not (path / MANIFEST_NAME).exists():
-        made_by = EncoderRecord(encoder.spec, encoder.dtype)
-        return VectorWriter.create(path, made_by, CorpusRecord(corpus.record), vector_dtype, overwrite=overwrite)
-    _check_same_making(path, Manifest.load(path), corpus, encoder, vector_dtype)
-    writer = VectorWriter.open(path)
-    try:
-        # Once more under the lock: another process may have replaced the index in between.
-        _check_same_making(path, writer.manifest, corpus, encoder, vector_dtype)
-    except BaseException:
-        writer.close()
-        raise
-    return writer
-
-
-def _check_same_making(
-    path: Path, manifest: Manifest, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype
-) -> None:
-    remedy = "add --overwrite to start afresh, or -o another folder"
-    theirs, ours = manifest.encoder.spec, encoder.spec
-    if theirs.fingerprint() != ours.fingerprint():
-        old, new = theirs.to_json(), ours.to_json()
-        changed = ", ".join(key for key in old if old[key] != new[key] and key not in ("backbone", "revision"))
-        raise SpecMismatch(
-            f"{path} was built with another encoder ({theirs.fingerprint()}, now {ours.fingerprint()}: "
-            f"{changed} differ); {remedy}"
-        )
-    if manifest.vector_dtype != vector_dtype:
-        raise UsageError(f"{path} stores vectors as {manifest.vector_dtype}, not {vector_dtype}; {remedy}")
-    if dict(manifest.corpus.identity) != corpus.record:
-        changed = ", ".join(key for key in corpus.record if manifest.corpus.identity.get(key) != corpus.record[key])
-        raise CorpusError(
-            f"{path} was built from another corpus, or the files have changed since ({changed}); {remedy}"
-        )
 
 
 def _stored_ids(path: Path) -> Iterator[str]:

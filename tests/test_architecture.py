@@ -25,7 +25,7 @@ LAYERS = (
     ),
     ("store", "files manifest shard pages reader where values writer verify"),
     ("index", "footprint planner neighbors recall rescore filtered faiss_index effort lists building forecast search"),
-    ("", "pipeline builder"),
+    ("", "pipeline resuming builder"),
     (
         "cluster",
         "options workers distinct sampling cells lookup neighbors edge_order components boruvka forest spanning_tree",
@@ -50,7 +50,7 @@ STRANGERS = {
     "encode/": ("corpus/",),
     "store/": ("corpus/", *(name for name in ORDER if name.startswith("encode/") and name != "encode/spec")),
     "index/": ("corpus/",),
-    "cluster/": ("corpus/", "encode/", "pipeline", "builder"),
+    "cluster/": ("corpus/", "encode/", "pipeline", "resuming", "builder"),
 }
 FORBIDDEN = {"click", "llmindex_cli", "rich"}
 HEAVY = {"duckdb", "faiss", "hdbscan", "matplotlib", "sklearn", "torch", "transformers", "umap"}

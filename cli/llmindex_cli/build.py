@@ -38,7 +38,11 @@ STREAM = ("read", "encode", "write")
     metavar="INDEX",
     help="The index folder. [default: <name of the first corpus>.llmindex here]",
 )
-@click.option("--overwrite", is_flag=True, help="Start afresh where there is an index already.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Start afresh where there is an index already, but go on with what this same build has left unfinished.",
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Say what it will take in tokens, time, disk, memory; stop.")
 @recall_options
 @click.option(
@@ -84,7 +88,7 @@ def command(
         return
     with progress() as on_progress:
         report = builder.build(corpus, index, overwrite=overwrite, on_progress=on_progress, **arguments)
-    print_json(report.to_json()) if as_json else _print_report(report)
+    print_json(report.to_json()) if as_json else _print_report(report, overwrite)
 
 
 def _print_plan(plan: "BuildPlan") -> None:
@@ -106,13 +110,14 @@ def _print_plan(plan: "BuildPlan") -> None:
     note_plan_only()
 
 
-def _print_report(report: "BuildReport") -> None:
+def _print_report(report: "BuildReport", overwrite: bool) -> None:
     from llmindex.store.manifest import Manifest
     from llmindex.store.verify import outdated_clusterings
 
     if report.complete_before and not report.added:
         say(f"{plain(str(report.path))} is complete: {count(report.documents, 'documents')}")
-        note("Add --overwrite to start afresh.")
+        if not overwrite:
+            note("Add --overwrite to start afresh.")
     else:
         say(f"{plain(str(report.path))}: {count(report.documents, 'documents')}")
         print_facts(_facts(report))

@@ -64,6 +64,22 @@ def test_overwrite(llmindex: Llmindex, documents: Path, tiny_model: Path, index:
     assert manifest.index.factory == "HNSW8"
 
 
+def test_overwrite_goes_on_with_what_it_has_begun(
+    llmindex: Llmindex, documents: Path, tiny_model: Path, index: Path
+) -> None:
+    before = Manifest.load(index)
+    replace(before, index=None).save(index)  # as an interruption leaves it, after the last document
+    ended = llmindex("build", documents, "-o", index, "--model", tiny_model, "--overwrite")
+    assert (ended.code, ended.out) == (0, f"{index} is complete: 120 documents\n")
+    warning, *_, following = ended.err.splitlines()
+    assert warning.startswith(f"Warning: {index}: going on with 120 documents that this build has stored; to start ")
+    assert following.startswith("Next: ")
+    assert "--overwrite" not in ended.err
+    after = Manifest.load(index)
+    assert (after.created_at, after.shards) == (before.created_at, before.shards)
+    assert after.index is not None
+
+
 def test_index_folder_is_named_after_the_corpus(
     llmindex: Llmindex, documents: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
