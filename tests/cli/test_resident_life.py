@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -236,6 +237,7 @@ def test_an_unsafe_folder_is_refused(
         place.chmod(0o755 if unsafe == "open" else 0o700)
     if unsafe == "foreign":
         monkeypatch.setattr(os, "geteuid", lambda: ANOTHER)
+        monkeypatch.setattr(folders, "_is_trusted", lambda base: True)
     expected = llmindex("search", GOAL, "-i", built)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("LLMINDEX_NO_DAEMON", "0")
@@ -262,8 +264,49 @@ def test_the_folder_without_a_runtime_folder_of_the_system(tmp_path: Path, monke
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert folders.runtime_folder() == tmp_path / f"llmindex-{os.geteuid()}"
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "absent"))
+    assert folders.runtime_folder() == tmp_path / f"llmindex-{os.geteuid()}"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "file"))
     with pytest.raises(ResidentError, match="cannot make"):
         folders.runtime_folder()
+
+
+def test_nothing_is_made_in_folders_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(folders, "_LAST_RESORT", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: ANOTHER)
+    with pytest.raises(ResidentError, match="set XDG_RUNTIME_DIR to a folder of yours"):
+        folders.runtime_folder()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "trusted"),
+    [
+        (os.geteuid(), 0o700, True),
+        (0, 0o1777, True),
+        (0, 0o777, os.geteuid() == 0),
+        (ANOTHER, 0o700, False),
+        (ANOTHER, 0o1777, False),
+    ],
+)
+def test_whose_folders_are_trusted(owner: int, mode: int, trusted: bool) -> None:
+    assert folders._is_trusted(os.stat_result((stat.S_IFDIR | mode, 1, 1, 2, owner, owner, 0, 0, 0, 0))) == trusted
+
+
+@pytest.mark.parametrize("name", [folders.LOCK, folders.LOG])
+def test_links_in_the_folder_are_not_followed(
+    name: str, resident: Resident, built: Path, tmp_path: Path, llmindex: Llmindex
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("of the user's own")
+    resident.socket.parent.mkdir(mode=0o700)
+    (resident.socket.parent / name).symlink_to(precious)
+    search = ("search", GOAL, "-i", built)
+    assert resident.run(*search) == llmindex(*search)
+    assert precious.read_text() == "of the user's own"
+    assert not resident.pids()
 
 
 def test_processes_of_other_users_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def _start(folder: Path, own: list[Any]) -> socket.socket:
     # -P: a file of the working directory must not be taken for a package.
     command = [sys.executable, "-P", "-m", "llmindex_cli.resident.server"]
     try:
-        log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         with os.fdopen(log, "w"):
             done = subprocess.run(
                 command,

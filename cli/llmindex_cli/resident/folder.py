@@ -5,6 +5,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from llmindex_cli.resident.errors import ResidentError
@@ -13,6 +14,7 @@ SOCKET = "search.sock"
 LOCK = "lock"
 LOG = "log"
 
+_LAST_RESORT = "/tmp"
 _PAUSE = 0.02
 
 
@@ -36,12 +38,23 @@ def runtime_folder() -> Path:
 
 
 def _place() -> Path:
-    if base := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(base, "llmindex").absolute()
+    """The first place that can be trusted; after ``su`` or ``sudo -E`` the variables are those of another user."""
     # Not tempfile.gettempdir, which takes long to load and tries the folder by writing a file.
-    temporary = os.environ.get("TMPDIR", "")
-    base = temporary if os.access(temporary, os.W_OK) else "/tmp"
-    return Path(base, f"llmindex-{os.geteuid()}").absolute()
+    in_temporary = f"llmindex-{os.geteuid()}"
+    for base, name in (
+        (os.environ.get("XDG_RUNTIME_DIR", ""), "llmindex"),
+        (os.environ.get("TMPDIR", ""), in_temporary),
+        (_LAST_RESORT, in_temporary),
+    ):
+        with suppress(OSError):
+            if base and _is_trusted(Path(base).stat()) and os.access(base, os.W_OK):
+                return Path(base, name).absolute()
+    raise ResidentError(f"others could replace what lies in {_LAST_RESORT}: set XDG_RUNTIME_DIR to a folder of yours")
+
+
+def _is_trusted(base: os.stat_result) -> bool:
+    """Whether a folder is the user's own, or root's and sticky: what one makes in another's, that one can replace."""
+    return base.st_uid == os.geteuid() or (base.st_uid == 0 and bool(base.st_mode & stat.S_ISVTX))
 
 
 def hold_lock(folder: Path, seconds: float, unless: Callable[[], bool] = lambda: False) -> int | None:
@@ -57,7 +70,7 @@ def hold_lock(folder: Path, seconds: float, unless: Callable[[], bool] = lambda:
     """
     import fcntl
 
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     deadline = time.monotonic() + seconds
     while True:
         try:
