@@ -10,6 +10,7 @@ stored in their order: where one fails, or is not waited for after Ctrl-C, those
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -269,10 +270,11 @@ class Pipeline:
         )
 
     def _note_self_check(self, cosine: float) -> None:
-        if cosine < _SELF_CHECK_MINIMUM:
+        if not cosine >= _SELF_CHECK_MINIMUM:  # nor if it is no number
             logger.warning("a text encoded alone has cosine %.4f to itself in a batch; try --dtype float32", cosine)
         # Rounded: the last digits depend on the machine's mood, not on the encoder.
-        self.writer.set_encoder(EncoderRecord(self.encoder.spec, self.encoder.dtype, round(cosine, 6)))
+        noted = round(cosine, 6) if math.isfinite(cosine) else None
+        self.writer.set_encoder(EncoderRecord(self.encoder.spec, self.encoder.dtype, noted))
 
     def _thread(self, name: str, work: Callable[[], None], at_end: Callable[[], None]) -> threading.Event:
         """Work on the side; set once that has ended. Others learn of its end only when its failure is noted."""

@@ -101,6 +101,17 @@ def test_everything_arrives_in_order(tmp_path: Path) -> None:
     assert (reports[-1].done, reports[-1].total, reports[-1].fresh) == (1000, 1000, 1000)
 
 
+def test_a_self_check_that_is_no_number_is_told_and_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(FakeEncoder, "self_check", lambda self, tokens, vectors: float("nan"))
+    with Corpus.open(table(10)) as corpus:
+        run(tmp_path / "x", corpus, FakeEncoder())
+    manifest = VectorStore.open(tmp_path / "x").manifest
+    assert (manifest.count, manifest.corpus.complete, manifest.encoder.self_check) == (10, True, None)
+    assert "cosine nan to itself in a batch; try --dtype float32" in caplog.text
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the model broke")])
 @pytest.mark.parametrize("fail_at", [0, 1, 3])
 def test_a_stop_commits_what_was_encoded_and_the_rest_follows(
