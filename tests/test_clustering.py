@@ -15,6 +15,7 @@ from llmindex.cluster.clustering import Clustering, ClusterOptions, assign, clus
 from llmindex.cluster.hdbscan_tree import density_tree
 from llmindex.cluster.neighbors import NeighborGraph, neighbor_graph
 from llmindex.cluster.noise import default_limit, spread, strength, vote
+from llmindex.cluster.options import Reduce
 from llmindex.cluster.spanning_tree import spanning_tree
 from llmindex.errors import UsageError
 from llmindex.progress import Progress
@@ -271,11 +272,7 @@ class TestAssign:
     @pytest.mark.parametrize("reduction", ["none", "pca"])
     @pytest.mark.parametrize("assign_noise", [False, True])
     def test_a_copy_of_the_only_document(
-        self,
-        tmp_path: Path,
-        dtype: VectorDtype,
-        reduction: Any,
-        assign_noise: bool,
+        self, tmp_path: Path, dtype: VectorDtype, reduction: Reduce, assign_noise: bool
     ) -> None:
         vectors = make_vectors(2, 24)
         same = make_store(tmp_path / "same.llmindex", vectors[:1].repeat(60, axis=0), dtype)
