@@ -1,6 +1,8 @@
 """What a clustering will take, and what happens where that is too much."""
 
 import logging
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import llmindex.cluster.plan as plan_module
+import llmindex.cluster.spanning_tree as spanning_tree_module
 from llmindex.cluster.clustering import ClusterOptions, assign, cluster, load, save
 from llmindex.cluster.plan import available_memory, memory, plan
 from llmindex.cluster.sampling import every
+from llmindex.cluster.spanning_tree import spanning_tree
 from llmindex.errors import UsageError
-from tests.samples import make_store
+from tests.samples import make_store, make_vectors
 from tests.topics import topics
 
 
@@ -39,6 +44,28 @@ def test_a_million_documents_fit_into_six_gigabytes() -> None:
 def test_too_little_for_anything() -> None:
     with pytest.raises(UsageError, match=r"10,000 vectors of length 64 cannot be clustered in so little memory"):
         plan(10_000, 64, ClusterOptions(memory=1_000_000).resolve(10_000))
+
+
+@pytest.mark.parametrize("exact_limit", [50_000, 0])
+def test_many_neighbours_take_no_more_than_planned(monkeypatch: pytest.MonkeyPatch, exact_limit: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for module in (plan_module, spanning_tree_module):
+        monkeypatch.setattr(module, "EXACT_LIMIT", exact_limit)
+    vectors = make_vectors(2000, 16, clusters=6)
+    planned = memory(2000, 16, ClusterOptions(min_samples=600).resolve(2000))
+    tracemalloc.start()
+    spanning_tree(vectors, 600)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    packages = 200_000_000  # and the interpreter, which are not traced
+    assert packages + used < planned
+
+
+def test_of_vectors_with_many_neighbours_fewer_fit() -> None:
+    options = ClusterOptions(memory=1_500_000_000)
+    steps = [plan(100_000, 64, replace(options, min_samples=samples).resolve(100_000)).step for samples in (5, 32, 500)]
+    assert steps[0] == steps[1] == 1
+    assert steps[2] > 1
 
 
 def test_a_machine_says_how_much_it_has() -> None:

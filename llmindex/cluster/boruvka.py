@@ -17,6 +17,9 @@ from llmindex.records import Rows, Vectors
 _TILE = (256, 2048)
 """Rows and columns that are compared at a time: what stays in a processor's cache."""
 
+_NEIGHBORS = 1 << 20
+"""Neighbours that are looked at again at a time: a small part of the graph."""
+
 _PATIENCE = 0.05
 """Share of all points that are compared with all others in one round; dearer components wait."""
 
@@ -52,7 +55,9 @@ class _Search:
         self.compared = Compared(vectors, core)
         self.components = Components(count, on_progress)
         self.neighbors = graph.rows
-        self.weights: Squares = np.maximum(graph.squared, np.maximum(core[:, None], core[graph.rows]))
+        self.weights: Squares = core[graph.rows]
+        np.maximum(self.weights, core[:, None], out=self.weights)
+        np.maximum(self.weights, graph.squared, out=self.weights)
         complete = graph.rows.shape[1] == count - 1
         self.bound: Squares = np.full(count, np.inf, np.float32) if complete else graph.squared[:, -1].copy()
         self.value: Squares = np.full(count, np.inf, np.float32)
@@ -74,14 +79,17 @@ class _Search:
     def refresh(self) -> None:
         """Find the lightest neighbour edge anew where the one known no longer leads out of the component."""
         component = self.components.of
-        stale = np.flatnonzero((self.target < 0) | (component[self.target] == component))
-        neighbors = self.neighbors[stale]
-        inside = component[neighbors] == component[stale, None]
-        weights = np.where(inside, np.float32(np.inf), self.weights[stale])
-        place = weights.argmin(axis=1)
-        each = np.arange(len(stale))
-        self.value[stale] = weights[each, place]
-        self.target[stale] = np.where(np.isinf(self.value[stale]), -1, neighbors[each, place])
+        every = np.flatnonzero((self.target < 0) | (component[self.target] == component))
+        size = max(1, _NEIGHBORS // max(1, self.neighbors.shape[1]))
+        for start in range(0, len(every), size):
+            stale = every[start : start + size]
+            neighbors = self.neighbors[stale]
+            inside = component[neighbors] == component[stale, None]
+            weights = np.where(inside, np.float32(np.inf), self.weights[stale])
+            place = weights.argmin(axis=1)
+            each = np.arange(len(stale))
+            self.value[stale] = weights[each, place]
+            self.target[stale] = np.where(np.isinf(self.value[stale]), -1, neighbors[each, place])
 
     def affordable(self, doubtful: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which components are to be joined in this round: all but the dearest, and at least one."""

@@ -8,6 +8,7 @@ sorts what it found with NumPy's default sort. The same walk over the tree and i
 """
 
 import heapq
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +17,18 @@ from llmindex.records import Rows
 
 
 def prim_order(
-    edges: Rows, weights: NDArray[np.float64], ties: Rows, tie_weights: NDArray[np.float64]
+    edges: Rows, weights: NDArray[np.float64], starts: Rows, partners: NDArray[np.int32], core: NDArray[np.float64]
 ) -> tuple[Rows, NDArray[np.float64]]:
     """Return the spanning tree of the same weights that Prim's algorithm finds from row 0, and its weights, as found.
 
     Args:
         edges: ``(n - 1, 2)``, a minimum spanning tree.
         weights: of its edges.
-        ties: ``(m, 2)``, edges of the graph that may weigh as much as one of the tree that they could replace.
-        tie_weights: of those; computed as those of the tree, so that equal weights are equal numbers.
+        starts: ``(n + 1,)``, where in ``partners`` those of each row begin.
+        partners: rows that may be joined as well instead, for the greater of both core distances; each pair both ways.
+        core: ``(n,)``, core distances; those that decide a weight of the tree are equal numbers.
     """
-    starts, ends, lengths = _adjacency(edges, weights, ties, tie_weights)
+    around = _Around(edges, weights, starts, partners, core)
     count = len(edges) + 1
     nearest = [np.inf] * count
     reached = [False] * count
@@ -37,9 +39,8 @@ def prim_order(
     length = 0.0
     while len(found) < count - 1:
         reached[row] = True
-        for place in range(starts[row], starts[row + 1]):
-            end, length = ends[place], lengths[place]
-            if not reached[end] and length < nearest[end]:
+        for end, length in around(row):
+            if length < nearest[end] and not reached[end]:
                 nearest[end] = length
                 heapq.heappush(heap, (length, end, len(found), row))
         while reached[row]:
@@ -49,14 +50,33 @@ def prim_order(
     return np.array(found, np.int64).reshape(-1, 2), np.array(found_weights, np.float64)
 
 
-def _adjacency(
-    edges: Rows, weights: NDArray[np.float64], ties: Rows, tie_weights: NDArray[np.float64]
-) -> tuple[list[int], list[int], list[float]]:
-    """Return for each row where its edges begin, and all edges' ends and weights (both directions)."""
-    useful = np.isin(tie_weights, weights)
-    pairs = np.concatenate([edges, ties[useful]])
-    lengths = np.tile(np.concatenate([weights, tie_weights[useful]]), 2)
-    left, right = np.concatenate([pairs, pairs[:, ::-1]]).T
-    order = np.argsort(left, kind="stable")
-    starts = np.searchsorted(left[order], np.arange(len(edges) + 2))
-    return starts.tolist(), right[order].tolist(), lengths[order].tolist()
+class _Around:
+    """The edges of each row."""
+
+    def __init__(
+        self,
+        edges: Rows,
+        weights: NDArray[np.float64],
+        starts: Rows,
+        partners: NDArray[np.int32],
+        core: NDArray[np.float64],
+    ) -> None:
+        left, right = np.concatenate([edges, edges[:, ::-1]]).T
+        order = np.argsort(left, kind="stable")
+        self._starts = np.searchsorted(left[order], np.arange(len(edges) + 2)).tolist()
+        self._ends = right[order].tolist()
+        self._lengths = np.tile(weights, 2)[order].tolist()
+        self._weights = set(weights.tolist())
+        self._tie_starts = starts.tolist()
+        self._partners = partners  # an array: as a list, these alone would be ten times as large
+        self._core = core.tolist()
+
+    def __call__(self, row: int) -> Iterator[tuple[int, float]]:
+        """Return the ends and weights of a row's edges: those of the tree, and those that may stand for one of them."""
+        part = slice(self._starts[row], self._starts[row + 1])
+        yield from zip(self._ends[part], self._lengths[part], strict=True)
+        core, own = self._core, self._core[row]
+        for end in self._partners[self._tie_starts[row] : self._tie_starts[row + 1]].tolist():
+            length = max(own, core[end])
+            if length in self._weights:
+                yield end, length

@@ -23,11 +23,17 @@ CANDIDATES = 10_000
 _FIRST = 512
 """Vectors of which the k-th nearest is the limit: those of the nearest cells, as many as it takes."""
 
+_TIMES = 4
+"""At least so many times k: of hardly more than k, the limit would let most vectors through."""
+
 _NEAR = 8
 """Cells among which a point's are chosen, times as many: those nearest to its own cell."""
 
 _POINTS = 16_384
 """Points that are looked up together, so that many of them ask for the same cell; of exact lookups, a tile of them."""
+
+_NEIGHBORS = 600_000
+"""Neighbours that are looked up together at most: where each point has many, fewer points."""
 
 _TILE = (512, 2048)
 """Rows and columns of a product; of fewer columns more rows: what stays in a processor's cache."""
@@ -71,13 +77,14 @@ class Lookup:
             exact: whether to compare all vectors with all points.
         """
         self._exact = exact
+        self._together = max(1, min(_TILE[0] if exact else _POINTS, _NEIGHBORS // least))
         self._cells = cells
         self._probes = min(len(self._cells), -(-CANDIDATES * len(self._cells) // len(vectors)))
         # Any so many cells, were they the smallest, hold what will be asked for.
         enough = int(np.searchsorted(np.cumsum(np.sort(self._cells.sizes)), least)) + 1
         self._near, self._apart = self._cells.neighbors(max(_NEAR * self._probes, enough))
         held = np.cumsum(self._cells.sizes[self._near], axis=1)
-        self._first = np.minimum((held < max(least, _FIRST)).sum(axis=1) + 1, held.shape[1])
+        self._first = np.minimum((held < max(_TIMES * least, _FIRST)).sum(axis=1) + 1, held.shape[1])
         # The norm is a dimension more, a point's limit another: |y|² - 2xy - limit is then one product.
         centroids = self._cells.centroids
         self._middles = _bordered(centroids, np.einsum("ij,ij->i", centroids, centroids), np.float32(0))
@@ -87,8 +94,7 @@ class Lookup:
     @property
     def _block(self) -> int:
         """How many points are looked up together: the numbers that they are sorted by have 63 bits."""
-        size = _TILE[0] if self._exact else _POINTS
-        return min(size, (1 << 62) // ((_STEPS + 1) * len(self._vectors)))
+        return min(self._together, (1 << 62) // ((_STEPS + 1) * len(self._vectors)))
 
     def own(self, k: int) -> Iterator[tuple[Rows, NeighborGraph]]:
         """Return the k nearest others of each vector: some rows at a time, and their neighbours."""

@@ -12,7 +12,7 @@ from typing import Final
 from llmindex.cluster.lookup import CANDIDATES
 from llmindex.cluster.options import ClusterOptions
 from llmindex.cluster.reduce import COMPONENTS, UMAP_DIM
-from llmindex.cluster.spanning_tree import EXACT_LIMIT
+from llmindex.cluster.spanning_tree import EXACT_LIMIT, NEIGHBORS
 from llmindex.cluster.workers import processors
 from llmindex.errors import UsageError
 
@@ -26,6 +26,12 @@ _STORED: Final = 300
 
 _CLUSTERED: Final = 2_000
 """Bytes of a clustered vector besides its numbers: neighbours, edges, its rows of the trees."""
+
+_NEIGHBOR: Final = 20
+"""Bytes of each further neighbour of a vector, where ``min_samples`` asks for more than the usual, ..."""
+
+_NEIGHBOR_EXACT: Final = 42
+"""... and where all pairs are compared, and ties decided."""
 
 _THREAD: Final = 110_000_000
 """Bytes of each further thread: the neighbours that a block of vectors may have, before they are sorted."""
@@ -104,11 +110,14 @@ def plan(count: int, dim: int, options: ClusterOptions) -> ClusterPlan:
 
 def memory(count: int, dim: int, options: ClusterOptions, step: int = 1) -> int:
     """Return the bytes that a process has at its peak that clusters every ``step``-th of so many vectors."""
-    numbers = COMPONENTS if options.reduce == "pca" else dim
+    numbers, clustered = COMPONENTS if options.reduce == "pca" else dim, -(-count // step)
     each = _COPIES * _FLOAT * min(numbers, dim) + _CLUSTERED + (_UMAP if options.reduce == "umap" else 0)
+    # How many vectors have copies is not known yet; of up to so many different ones all pairs are compared.
+    neighbor = max(clustered * _NEIGHBOR, min(clustered, EXACT_LIMIT) * _NEIGHBOR_EXACT)
+    further = max(0, min(options.min_samples or 0, clustered) - NEIGHBORS)
     # The others are looked up among those that were clustered; what that takes is less than the clustering took.
     threads = (processors() - 1) * _THREAD
-    return _BASE + threads + count * _STORED + -(-count // step) * each
+    return _BASE + threads + count * _STORED + clustered * each + neighbor * further
 
 
 def _seconds(count: int, dim: int, options: ClusterOptions, step: int) -> float:

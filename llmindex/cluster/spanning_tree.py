@@ -4,7 +4,7 @@ The mutual reachability of two points is the largest of their distance and their
 distance is that to its ``min_samples``-th neighbour, itself not counted (as the hdbscan package counts).
 
 Up to ``EXACT_LIMIT`` points the tree is exact (:mod:`~llmindex.cluster.boruvka`); above, it comes from an approximate
-neighbour graph (:mod:`~llmindex.cluster.forest`). Memory is O(n·k) either way.
+neighbour graph (:mod:`~llmindex.cluster.forest`). Memory is O(n·k) either way, a few times that of the graph.
 
 The search compares squares in float32; core distances and weights are then computed from differences in float64. Equal
 vectors are merged before and hang on their first row afterwards: a thousand copies of one text would otherwise fill
@@ -41,7 +41,7 @@ class SpanningTree:
         weights: ``(n - 1,) float64``, mutual reachability distances, ascending.
         core: ``(n,) float32``, distances to the neighbour before the ``min_samples``-th: what the hdbscan package
             keeps to place new points, for which a stored point is a neighbour more.
-        graph: the neighbours of all rows; of equal vectors only the first is anyone's neighbour.
+        graph: some ``NEIGHBORS`` nearest of all rows; of equal vectors only the first is anyone's neighbour.
     """
 
     edges: Rows
@@ -76,26 +76,20 @@ def spanning_tree(
     centred = points.vectors - mean
     cells = Cells.of(centred, None if centroids is None else centroids - mean)
     graph = neighbor_graph(centred, max(NEIGHBORS, min_samples + 1), cells, exact=exact, on_progress=on_progress)
-    core_rows = _core_neighbors(graph, points.copies, min_samples)
-    own = np.arange(len(centred))
-    core = np.sqrt(squared_distances(points.vectors, own, core_rows))
+    places = _core_places(graph, points.copies, min_samples)
+    core = _distances(points, graph, places)
     squares = (core**2).astype(np.float32)
     if exact:
         edges = exact_tree(centred, graph, squares, on_progress)
     else:
         edges = tree_from_graph(centred, cells, graph, squares, on_progress)
-    weights = _weigh(points.vectors, core, edges)
+    edges, weights = _with_copies(points, core, edges, _weigh(points.vectors, core, edges))
     if exact:
-        ties = _ties(graph, core, core_rows)
-        edges, weights = _with_copies(points, core, edges, weights)
-        tie_weights = np.maximum(core[ties[:, 0]], core[ties[:, 1]])
-        edges, weights = prim_order(edges, weights, points.first[ties], tie_weights)
-    else:
-        edges, weights = _with_copies(points, core, edges, weights)
+        edges, weights = prim_order(edges, weights, *_ties(points, graph, places), core[points.place])
     order = np.argsort(weights)  # the default sort, as in the package: see edge_order
-    before = _core_neighbors(graph, points.copies, min_samples - 1)
-    core_before = np.sqrt(squared_distances(points.vectors, own, before))[points.place]
-    return SpanningTree(edges[order], weights[order], core_before.astype(np.float32), _of_rows(points, graph))
+    before = _distances(points, graph, _core_places(graph, points.copies, min_samples - 1))
+    core_before = before[points.place].astype(np.float32)
+    return SpanningTree(edges[order], weights[order], core_before, _of_rows(points, graph))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +115,21 @@ class _Points:
         return cls(vectors if len(first) == len(vectors) else vectors[first], first, copies, place)
 
 
-def _core_neighbors(graph: NeighborGraph, copies: Rows, min_samples: int) -> Rows:
-    """Return where each point's ``min_samples``-th neighbour is, copies counted; itself where a copy is that."""
-    points = np.arange(len(copies))
-    if not graph.rows.size:
-        return points
-    reached = copies[:, None] - 1 + np.cumsum(copies[graph.rows], axis=1)
-    place = (reached < min_samples).sum(axis=1)
-    return np.where(copies > min_samples, points, graph.rows[points, np.minimum(place, graph.rows.shape[1] - 1)])
+def _core_places(graph: NeighborGraph, copies: Rows, min_samples: int) -> Rows:
+    """Return which of its neighbours is each point's ``min_samples``-th, copies counted; -1 where a copy is that."""
+    reached, places = copies - 1, np.full(len(copies), -1)
+    for neighbors in graph.rows.T:  # one after the other: sums for all at once would be larger than the graph
+        places += reached < min_samples
+        reached += copies[neighbors]
+    return places
+
+
+def _distances(points: _Points, graph: NeighborGraph, places: Rows) -> NDArray[np.float64]:
+    """Return how far one neighbour of each point is, that at a place; 0 where the place is -1."""
+    own = np.flatnonzero(places >= 0)
+    distances = np.zeros(len(places))
+    distances[own] = np.sqrt(squared_distances(points.vectors, own, graph.rows[own, places[own]]))
+    return distances
 
 
 def _weigh(vectors: Vectors, core: NDArray[np.float64], edges: Rows) -> NDArray[np.float64]:
@@ -139,11 +140,22 @@ def _weigh(vectors: Vectors, core: NDArray[np.float64], edges: Rows) -> NDArray[
     return weights
 
 
-def _ties(graph: NeighborGraph, core: NDArray[np.float64], core_rows: Rows) -> Rows:
-    """Return the pairs of neighbours whose mutual reachability is a core distance."""
-    within = (graph.rows == core_rows[:, None])[:, ::-1].cumsum(axis=1)[:, ::-1] > 0
-    left, place = np.nonzero(within)
-    return np.stack([left, graph.rows[left, place]], axis=1)
+def _ties(points: _Points, graph: NeighborGraph, places: Rows) -> tuple[Rows, NDArray[np.int32]]:
+    """Return the pairs of rows whose mutual reachability is a core distance: neighbours up to those at the places.
+
+    Returns:
+        where each row's partners begin, ``(n + 1,)``, and all partners.
+    """
+    from scipy.sparse import csr_array
+
+    count = len(points.place)
+    partners = points.first.astype(np.int32)[graph.rows[np.arange(graph.rows.shape[1]) <= places[:, None]]]
+    each = np.zeros(count + 1, np.int64)
+    each[points.first + 1] = places + 1
+    # There may be hundreds of each row: a matrix of bits takes a sixth of what the pairs would.
+    pairs = csr_array((np.ones(len(partners), bool), partners, np.cumsum(each)), (count, count))
+    pairs = pairs + pairs.T
+    return pairs.indptr, pairs.indices
 
 
 def _with_copies(
@@ -157,7 +169,8 @@ def _with_copies(
 
 
 def _of_rows(points: _Points, graph: NeighborGraph) -> NeighborGraph:
-    """Return the graph of all rows; a copy's nearest neighbour is the first of its kind."""
+    """Return the nearest neighbours of all rows; a copy's nearest is the first of its kind."""
+    graph = NeighborGraph(graph.rows[:, :NEIGHBORS], graph.squared[:, :NEIGHBORS])
     if len(points.first) == len(points.place):
         return graph
     count, width = len(points.place), graph.rows.shape[1]
