@@ -4,6 +4,8 @@ A reader thread reads and tokenises the next windows while the caller's thread r
 stores what came out. Queues between them are short, so memory does not depend on the corpus. The model stays in the
 caller's thread, where Ctrl-C arrives: whatever happens there or in another thread, all windows that the model has
 finished are committed before the error goes on to the caller, and both threads have ended, however often Ctrl-C comes.
+That thread takes no lock that is written in Python: Ctrl-C can come when one has just been taken, which then nobody
+gives back. So queues are simple ones, written in C, and waiting is looking again.
 
 With several devices, :class:`~llmindex.encode.helpers.Helpers` take windows, too. Whoever is done first, windows are
 stored in their order: where one fails, or is not waited for after Ctrl-C, those after it are not.
@@ -17,10 +19,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 from llmindex.corpus import Corpus, Position, Window
 from llmindex.encode.encoder import Encoder
@@ -33,15 +35,15 @@ from llmindex.store.writer import VectorWriter
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 # Texts are sorted by length within a window, and an interruption costs the window under way. A slow device wants a
 # short one; on a GPU a batch alone holds hundreds of texts.
 _CPU_WINDOW_ROWS = 256
 _GPU_WINDOW_ROWS = 4096
 _CHECKPOINT_SECONDS = 30.0
 _QUEUE_LENGTH = 2
+# How often a thread looks whether it may go on, and whether there is anything to go on with.
 _ROOM_SECONDS = 0.01
+_LOOK_SECONDS = 0.1
 _SELF_CHECK_MINIMUM = 0.99
 # Windows that may wait for one before them, which a slower device still has.
 _MOST_AHEAD = 16
@@ -100,13 +102,18 @@ class Pipeline:
             BaseException: whatever stopped it, once all finished windows are committed.
         """
         before = self.writer.count
-        tokenised: queue.Queue[_Tokenised | None] = queue.Queue(_QUEUE_LENGTH)
+        tokenised: queue.SimpleQueue[_Tokenised | None] = queue.SimpleQueue()
         encoded: queue.SimpleQueue[_Started | None] = queue.SimpleQueue()
         windows: deque[_Started] = deque()
-        ended = [
-            self._thread("reader", lambda: self._read(tokenised, start, known_ids), lambda: self._put(tokenised, None)),
-            self._thread("writer", lambda: self._write(encoded), self._stop.set),
-        ]
+        try:
+            ended = [
+                self._thread("reader", lambda: self._read(tokenised, start, known_ids), lambda: tokenised.put(None)),
+                self._thread("writer", lambda: self._write(encoded), self._stop.set),
+            ]
+        except BaseException:  # Ctrl-C while they start: whichever has is to end by itself
+            self._stop.set()
+            encoded.put(None)
+            raise
         try:
             self._encode(tokenised, windows, encoded, before)
         except _Stopped:
@@ -118,7 +125,9 @@ class Pipeline:
         if self._failure is not None:
             raise self._failure
 
-    def _read(self, tokenised: "queue.Queue[_Tokenised | None]", start: Position, known_ids: Iterator[str]) -> None:
+    def _read(
+        self, tokenised: "queue.SimpleQueue[_Tokenised | None]", start: Position, known_ids: Iterator[str]
+    ) -> None:
         rows = _CPU_WINDOW_ROWS if self.encoder.placement.device.type == "cpu" else _GPU_WINDOW_ROWS
         windows = self.corpus.windows(rows, start, known_ids)
         while True:
@@ -127,11 +136,12 @@ class Pipeline:
                 if window is None:
                     return
                 item = _Tokenised(window, self.encoder.tokenize(window.table.column("text").to_pylist()))
-            self._put(tokenised, item)
+            self._wait_for_room(tokenised)
+            tokenised.put(item)
 
     def _encode(
         self,
-        tokenised: "queue.Queue[_Tokenised | None]",
+        tokenised: "queue.SimpleQueue[_Tokenised | None]",
         windows: deque[_Started],
         encoded: "queue.SimpleQueue[_Started | None]",
         before: int,
@@ -148,13 +158,16 @@ class Pipeline:
         self._complete = self._failure is None
 
     def _next(
-        self, tokenised: "queue.Queue[_Tokenised | None]", encoded: "queue.SimpleQueue[_Started | None]"
+        self, tokenised: "queue.SimpleQueue[_Tokenised | None]", encoded: "queue.SimpleQueue[_Started | None]"
     ) -> _Tokenised | None:
         """The next window, once the writer has room for it: encoded, it need not wait, and be lost to a Ctrl-C."""
-        while encoded.qsize() >= _QUEUE_LENGTH:
-            if self._stop.wait(_ROOM_SECONDS):
-                raise _Stopped
-        return self._get(tokenised)
+        self._wait_for_room(encoded)
+        while not self._stop.is_set():
+            try:
+                return tokenised.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                continue
+        raise _Stopped
 
     def _start(self, item: _Tokenised, before: int) -> _Started:
         """Have a window encoded by a helper that has time, else here and now."""
@@ -201,8 +214,9 @@ class Pipeline:
                 while windows and windows[0].is_sound():
                     self._hand_over(windows, encoded)
                 encoded.put(None)
-                for event in ended:  # joined once in vain, a thread of Python 3.11 seems to have ended
-                    event.wait()
+                # Not joined: once in vain, and a thread of Python 3.11 seems to have ended.
+                while not all(event.is_set() for event in ended):
+                    time.sleep(_ROOM_SECONDS)
                 return
             except KeyboardInterrupt as error:
                 self._fail(error)
@@ -287,8 +301,7 @@ class Pipeline:
                 pass
             except BaseException as error:
                 self._fail(error)
-            with suppress(_Stopped):
-                at_end()
+            at_end()
             ended.set()
 
         threading.Thread(target=guarded, name=f"llmindex-{name}", daemon=True).start()
@@ -303,18 +316,10 @@ class Pipeline:
         yield
         self.seconds[stage] += time.perf_counter() - started
 
-    def _put(self, target: "queue.Queue[T]", item: T) -> None:
+    def _wait_for_room(self, target: "queue.SimpleQueue[Any]") -> None:
+        """Wait until no more than a few windows wait in a queue; raises ``_Stopped`` when the writer has ended."""
         while not self._stop.is_set():
-            try:
-                return target.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-        raise _Stopped
-
-    def _get(self, source: "queue.Queue[T]") -> T:
-        while not self._stop.is_set():
-            try:
-                return source.get(timeout=0.1)
-            except queue.Empty:
-                continue
+            if target.qsize() < _QUEUE_LENGTH:
+                return
+            time.sleep(_ROOM_SECONDS)
         raise _Stopped

@@ -1,13 +1,16 @@
 """The streaming run, with a fake encoder where a failure at a chosen place is wanted."""
 
 import hashlib
+import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from llmindex import pipeline
 from llmindex.corpus import Corpus, Position
 from llmindex.encode.device import Placement
 from llmindex.encode.spec import EncoderSpec
@@ -27,6 +31,7 @@ from llmindex.store.reader import VectorStore
 from llmindex.store.shard import write_shard
 from llmindex.store.writer import VectorWriter
 
+LOCKING, WAITING = (queue.__file__, threading.__file__), ("get", "put", "wait", "set")
 SPEC = EncoderSpec("fake", None, "0" * 64, "{text}", "{text}", "mean", -1, "causal", 8, 4)
 
 
@@ -99,6 +104,25 @@ def test_everything_arrives_in_order(tmp_path: Path) -> None:
     assert pipeline.added == 1000
     assert set(pipeline.seconds) == {"read", "encode", "write"}
     assert (reports[-1].done, reports[-1].total, reports[-1].fresh) == (1000, 1000, 1000)
+
+
+def test_the_callers_thread_takes_no_lock_that_ctrl_c_could_leave_taken(tmp_path: Path) -> None:
+    """Queues and events written in Python take one, and Ctrl-C can come when they have just done so."""
+    waits: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        before = frame.f_back
+        if event == "call" and frame.f_code.co_filename in LOCKING and before is not None:
+            if frame.f_code.co_name in WAITING and before.f_code.co_filename == pipeline.__file__:
+                waits.append(f"{frame.f_code.co_name} at line {before.f_lineno}")
+
+    with Corpus.open(table(256 * 12)) as corpus:
+        sys.setprofile(note)
+        try:
+            run(tmp_path / "x", corpus, FakeEncoder())
+        finally:
+            sys.setprofile(None)
+    assert waits == []
 
 
 def test_a_self_check_that_is_no_number_is_told_and_not_recorded(
