@@ -125,3 +125,17 @@ def test_no_mark_of_a_beginning_stands_within_a_prompt(
         whole = backend.encode(encoder.spec.prompt.replace("{text}", text))
         made = encoder.tokenize([text]).ids.tolist()
         assert "".join(map(str, map(backend.id_to_token, made))) == "".join(whole.tokens)
+
+
+def test_what_looks_like_a_special_token_stays_text_behind_a_prompt_too(tiny_model: Path, tmp_path: Path) -> None:
+    backend = metaspace("first")()
+    special = ["<unk>", "</s>"]
+    backend.train_from_iterator([*TRAINING_TEXT, "</s>"], trainers.BpeTrainer(vocab_size=300, special_tokens=special))
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "split_special_tokens": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(folder)
+    for begins in (True, False):
+        (ids,) = tokenizer(["a</s>b"], begins=begins)
+        assert tokenizer.eos not in ids

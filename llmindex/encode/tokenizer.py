@@ -67,7 +67,11 @@ def continuing(backend: Any) -> Any:  # noqa: ANN401 - a tokenizer of tokenizers
     except Exception:  # parts that are code of the model's own cannot be read
         return backend
     kept = {name: _without_beginning(rule) for name, rule in rules.items()}
-    return backend if kept == rules else type(backend).from_str(json.dumps(json.loads(backend.to_str()) | kept))
+    if kept == rules:
+        return backend
+    made = type(backend).from_str(json.dumps(json.loads(backend.to_str()) | kept))
+    made.encode_special_tokens = backend.encode_special_tokens  # which no file holds
+    return made
 
 
 def _rule(part: Any) -> dict[str, Any] | None:  # noqa: ANN401
