@@ -97,15 +97,18 @@ def test_a_folder_of_something_else_is_never_overwritten(tmp_path: Path, manifes
     ("count", "damage"),
     [
         (3, lambda _: "{"),
+        (0, lambda _: "{"),
         (3, lambda manifest: manifest.replace('"encoder"', '"encoded"')),
         (0, lambda manifest: manifest.replace('"format_version": 1', '"format_version": 99')),
         (0, lambda manifest: manifest.replace("inner_product", "cosine")),
     ],
-    ids=["cut off", "lacks a key", "newer", "bad value"],
+    ids=["cut off", "cut off, and no shard yet", "lacks a key", "newer", "bad value"],
 )
 def test_a_damaged_index_can_be_overwritten(tmp_path: Path, count: int, damage: Callable[[str], str]) -> None:
     make_store(tmp_path, make_vectors(count, 4))
     path = tmp_path / "manifest.json"
+    if count:  # as a copy may lack it
+        (tmp_path / "lock").unlink()
     before = path.read_text()
     path.write_text(damage(before))
     assert path.read_text() != before

@@ -195,7 +195,8 @@ def is_index(folder: Path) -> bool:
     if isinstance(values, dict) and values.keys() >= _ALWAYS_THERE:
         return True
     shards = (path for path in (folder / "vectors").glob("*") if is_given(f"vectors/{path.name}"))
-    return (folder / LOCK_NAME).is_file() and any(shards)
+    begun = all((folder / name).is_dir() for name in ("vectors", "faiss")) and (folder / LOCK_NAME).is_file()
+    return begun or any(shards)
 
 
 def is_given(file: str) -> bool:
