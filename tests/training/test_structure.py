@@ -75,6 +75,7 @@ def test_scripts_with_full_stops_of_their_own_and_lists_have_sentences() -> None
         ("water FOUND", "  Water found\n\nOn a planet.", "On a planet."),
         ("Water found", "On a planet.", "On a planet."),
         ("Water found", "Water found", ""),
+        ("东京", "东京是日本的首都", "是日本的首都"),
         ("print", "Prints the values to a stream.", "Prints the values to a stream."),
         ("Straßenbau", "Strassenbau in Deutschland", "Strassenbau in Deutschland"),
         ("C++ (2017)", "C++ (2017) - what is new", "what is new"),

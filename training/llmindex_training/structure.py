@@ -15,13 +15,14 @@ MAX_CHARACTERS = 480
 
 # Behind the end of a sentence, a paragraph or an item of a list; scripts without spaces have full stops of their own.
 _BREAK = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+|(?<=[。！？])|\n\s*\n|\n(?=\s*[-*•] )")
+_END_OF_WORD = r"(?:(?!\w)|(?<=[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]))"
 
 
 def body_without(title: str, text: str) -> str:
     """The text without the title, where it begins with that: what is left says nothing that the title says verbatim."""
     head = text.lstrip()
-    # A title of one word may be how the first word of the text begins.
-    if found := re.match(re.escape(title.strip()) + r"(?!\w)", head, re.IGNORECASE):
+    # A title of one word may be how the first word of the text begins, in scripts that part words by spaces.
+    if found := re.match(re.escape(title.strip()) + _END_OF_WORD, head, re.IGNORECASE):
         return head[found.end() :].lstrip(" \t\n\r.:–—-")
     return text
 
