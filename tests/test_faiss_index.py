@@ -163,9 +163,13 @@ def test_least_effort(start: int, limit: int, goal: int) -> None:
 # Graphs
 
 
-def test_a_graph_is_searched_with_the_effort_that_many_hits_need(tmp_path: Path) -> None:
-    store, index = make_index(tmp_path / "index", make_vectors(1_000, 64, clusters=10), "HNSW8")
+@pytest.mark.parametrize("factory", ["HNSW16", "HNSW16,RFlat", "PCA60,HNSW16"])
+def test_a_graph_is_searched_with_the_effort_that_many_hits_need(
+    tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, index = make_index(tmp_path / "index", make_vectors(1_000, 64, clusters=10), factory)
     queries = store.vectors()[::50]
+    monkeypatch.delattr(VectorIndex, "_look_everywhere")
     found = index.search(queries, 300).rows
     assert (found >= 0).all()
     assert recall_of(found, brute_force(store.vectors(), queries, 300).rows) > 0.9

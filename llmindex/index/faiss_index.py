@@ -147,9 +147,15 @@ class VectorIndex:
 def _effort_for(index: Index, k: int) -> Any | None:  # noqa: ANN401 - FAISS has no types
     """At least as many candidates as hits for a graph, on which FAISS gives up early with fewer; else as tuned."""
     faiss = require_faiss()
-    if not isinstance(index, faiss.IndexHNSW):
-        return None
-    return faiss.SearchParametersHNSW(efSearch=max(k, index.hnsw.efSearch))
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=max(k, index.hnsw.efSearch))
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _effort_for(faiss.downcast_index(index.index), k)
+        return inner and faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _effort_for(faiss.downcast_index(index.base_index), round(k * index.k_factor))
+        return inner and faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
+    return None
 
 
 def fault_of(store: VectorStore, record: IndexRecord | None) -> str:
