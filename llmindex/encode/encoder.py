@@ -284,13 +284,18 @@ class Encoder:
     ) -> Vectors:
         """Embed texts: ``(n, dim) float32``, rows of unit length, in the order given."""
         vectors = np.empty((len(texts), self.spec.dim), np.float32)
-        token_count = 0
+        done = token_count = 0
+
+        def report(more: int, more_tokens: int) -> None:
+            nonlocal done, token_count
+            done, token_count = done + more, token_count + more_tokens
+            if on_progress is not None:
+                on_progress(Progress("encode", done, len(texts), tokens=token_count))
+
+        report(0, 0)
         for start in range(0, len(texts), _WINDOW):
             tokens = self.tokenize(texts[start : start + _WINDOW], role=role)
-            vectors[start : start + len(tokens)] = self.forward(tokens)
-            token_count += int(tokens.offsets[-1])
-            if on_progress is not None:
-                on_progress(Progress("encode", start + len(tokens), len(texts), tokens=token_count))
+            vectors[start : start + len(tokens)] = self.forward(tokens, on_tokens=report)
         return vectors
 
     def self_check(self, tokens: Tokens, vectors: Vectors) -> float:

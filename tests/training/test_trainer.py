@@ -210,8 +210,10 @@ def test_other_recipes(pairs: Path, tiny_model: Path, tmp_path: Path, settings: 
 
 def test_whitening_is_fitted_on_what_was_trained_on(run: Run, pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny_model, "model.max_tokens=200", "model.whitening=12")
-    report = trainer.train([pairs], tmp_path / "run", recipe)
+    told: list[Progress] = []
+    report = trainer.train([pairs], tmp_path / "run", recipe, on_progress=told.append)
     assert report.cosine > 0.999
+    assert [(each.stage, each.done, each.total) for each in told[-1:]] == [("encode", 96, 96)]
     plain, whitened = (Encoder.load(str(each.adapter), dtype="float32") for each in (run.report, report))
     trained_on = pq.read_table(pairs)
     drawn = np.random.default_rng(0).permutation(COUNT)[:48]

@@ -16,7 +16,7 @@ from transformers import TrainerState
 from llmindex.errors import IndexLocked, Interrupted, RecipeError, StorageError
 from llmindex.progress import Progress
 from llmindex.store import files as store_files
-from llmindex_training import trainer
+from llmindex_training import adapter, trainer
 from llmindex_training.recipe import Recipe
 from llmindex_training.reporting import TrainReport
 from llmindex_training.run_folder import RunFolder
@@ -190,12 +190,19 @@ def test_a_log_line_that_was_cut_off_is_dropped(runs: Runs, tmp_path: Path) -> N
     runs.check_equal(run)
 
 
-def test_ctrl_c(runs: Runs, tmp_path: Path) -> None:
+def test_ctrl_c(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> float:
+        raise KeyboardInterrupt
+
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt, match=r"^before the first checkpoint; the same command begins anew$"):
         runs.stop_at(run, 2, KeyboardInterrupt)
     with pytest.raises(Interrupted, match=r"^the checkpoint of step 8 is kept$"):
         runs.stop_at(run, 9, KeyboardInterrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter, "save", interrupted)
+        with pytest.raises(Interrupted, match=r"^all 12 steps are done, the adapter is yet to be made$"):
+            runs.train(run)
     runs.train(run)
     runs.check_equal(run)
 

@@ -24,6 +24,7 @@ from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.encode.whitening import Whitening
 from llmindex.errors import AdapterError, MissingPackage, ModelError, NoEffect, RecipeError, UsageError
+from llmindex.progress import ProgressCallback
 from llmindex.store.files import make_folder, replacing
 from llmindex_training.recipe import Model, Recipe
 
@@ -219,7 +220,14 @@ def _check_targets(model: Any, targets: Sequence[str]) -> None:  # noqa: ANN401 
             )
 
 
-def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Sequence[str] = ()) -> float:
+def save(
+    weights: Path,
+    encoder: Encoder,
+    model: Model,
+    folder: Path,
+    texts: Sequence[str] = (),
+    on_progress: ProgressCallback | None = None,
+) -> float:
     """Make the folder that ``--model`` takes, and prove that it gives the trained encoder back.
 
     Args:
@@ -228,6 +236,7 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Seq
         model: the recipe's encoder.
         folder: where it shall be; appears whole or not at all.
         texts: what a whitening is fitted on, if the recipe has one.
+        on_progress: told of the stage "encode", of those texts.
 
     Returns:
         the lowest cosine between the embeddings of the attached and of the loaded, merged adapter.
@@ -247,7 +256,7 @@ def save(weights: Path, encoder: Encoder, model: Model, folder: Path, texts: Seq
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if model.whitening:
         encoder.backbone.model.eval()
-        encoder.whitening = Whitening.fit(encoder.encode(texts), model.whitening)
+        encoder.whitening = Whitening.fit(encoder.encode(texts, on_progress=on_progress), model.whitening)
         if encoder.whitening.dim < model.whitening:
             logger.warning(
                 "model.whitening is %d, but the vectors get %d values: %d texts, whose vectors have %d, allow no more",

@@ -56,7 +56,7 @@ def train(
         recipe: how to train.
         score: by what the best checkpoint is chosen; the mean reciprocal rank among the held-out pairs by default.
         overwrite: start afresh where there is a run already.
-        on_progress: told of the stage "train".
+        on_progress: told of the stages "train" and, where the vectors are whitened, "encode".
 
     Raises:
         Interrupted: Ctrl-C; the same call goes on from the last checkpoint.
@@ -91,7 +91,10 @@ def train(
         trainer.run()
         tokens = distributed.total(trainer.tokens)
         # No process is done before the adapter is there.
-        cosine = distributed.from_first(lambda: _keep_best(trainer, encoder, recipe, folder))
+        try:
+            cosine = distributed.from_first(lambda: _keep_best(trainer, encoder, recipe, folder, on_progress))
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(f"all {len(deal.steps):,} steps are done, the adapter is yet to be made") from interrupt
         log = folder.read_log()
         return TrainReport(
             run=folder.path,
@@ -335,7 +338,13 @@ def _only(items: Sequence[dict[str, NDArray[np.int64]]]) -> dict[str, NDArray[np
     return item
 
 
-def _keep_best(trainer: ContrastiveTrainer, encoder: Encoder, recipe: Recipe, folder: RunFolder) -> float:
+def _keep_best(
+    trainer: ContrastiveTrainer,
+    encoder: Encoder,
+    recipe: Recipe,
+    folder: RunFolder,
+    on_progress: ProgressCallback | None,
+) -> float:
     """Make the run's adapter from its best checkpoint, or the mean of the last; returns the proof's cosine."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -353,7 +362,7 @@ def _keep_best(trainer: ContrastiveTrainer, encoder: Encoder, recipe: Recipe, fo
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(weights), device=str(encoder.placement.device)))
     texts = trainer.sample(8 * recipe.model.whitening)
     with trainer.blamed():
-        return adapter.save(weights, encoder, recipe.model, folder.adapter, texts)
+        return adapter.save(weights, encoder, recipe.model, folder.adapter, texts, on_progress)
 
 
 def _averaged(last: int, recipe: Recipe) -> tuple[int, ...]:
