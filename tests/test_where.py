@@ -153,6 +153,13 @@ def test_what_is_no_condition(condition: object, store: VectorStore) -> None:
         qualifying(store, condition)
 
 
+def test_text_without_its_quotes_is_told(store: VectorStore) -> None:
+    with pytest.raises(
+        UsageError, match=r"""--where: there is no column "stars"; text goes in single quotes, 'stars';"""
+    ):
+        qualifying(store, "text = stars")
+
+
 @given(text=st.text(max_size=12) | st.text("()'\"; -/*,.=<>[]?$1aSELECTFROMid\n", max_size=20))
 def test_any_text_is_a_condition_or_refused(text: str, store: VectorStore) -> None:
     try:

@@ -151,7 +151,9 @@ def _losses(result: "BuildPlan | BuildReport") -> dict[str, str]:
     if bad := {kind: rows for kind, rows in result.bad_rows.items() if rows}:
         facts["skipped"] = f"{count(sum(bad.values()), 'rows')} ({kinds_of(bad)})"
     if result.truncated:
-        facts["truncated"] = f"{count(result.truncated, 'documents')} cut to the encoder's maximum of tokens"
+        facts["truncated"] = (
+            f"{count(result.truncated, 'documents')} cut to the encoder's maximum of tokens; --max-tokens keeps more"
+        )
     return facts
 
 

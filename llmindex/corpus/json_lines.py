@@ -71,7 +71,7 @@ class JsonLinesSource:
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            reason = f"{one_line(error.msg)} at column {error.colno:,}"
+            reason = f"{one_line(error.msg).removesuffix(' starting at')} at column {error.colno:,}"
             raise CorpusError(f"{where}: not valid JSON ({reason}); fix or remove the line") from None
         except (ValueError, RecursionError) as error:
             reason = one_line(str(error))

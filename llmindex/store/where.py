@@ -197,4 +197,6 @@ def _last(store: VectorStore, database: Database, functions: list[str]) -> bool:
 
 def _refused(store: VectorStore, said: str) -> UsageError:
     reason = re.sub(r"^[A-Za-z ]+ Error: ", "", said).partition("\n")[0].strip().rstrip(".!")
+    if unknown := re.fullmatch(r'Referenced column "(.*)" not found in FROM clause', reason):
+        reason = f"there is no column \"{unknown[1]}\"; text goes in single quotes, '{unknown[1]}'"
     return UsageError(f"--where: {reason}; the columns are {', '.join(store.schema.names)}")

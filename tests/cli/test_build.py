@@ -25,7 +25,7 @@ def test_report_for_people(llmindex: Llmindex, tiny_model: Path, tmp_path: Path)
     assert ended.out.startswith(f"{path}: 2 documents\n")
     assert "text       from the column text\n" in ended.out
     assert "skipped    2 rows (1 empty, 1 null)\n" in ended.out
-    assert "truncated  1 document cut to the encoder's maximum of tokens\n" in ended.out
+    assert "truncated  1 document cut to the encoder's maximum of tokens; --max-tokens keeps more\n" in ended.out
     assert "held back by " in ended.out
     assert "index      Flat, measured recall@10 1.000\n" in ended.out
     assert ended.err == f"Next: llmindex search \"...\" -i '{path}'\n"
