@@ -154,9 +154,7 @@ def test_what_is_no_condition(condition: object, store: VectorStore) -> None:
 
 
 def test_text_without_its_quotes_is_told(store: VectorStore) -> None:
-    with pytest.raises(
-        UsageError, match=r"""--where: there is no column "stars"; text goes in single quotes, 'stars';"""
-    ):
+    with pytest.raises(UsageError, match=r"""no column "stars"; text goes in single quotes, 'stars';"""):
         qualifying(store, "text = stars")
 
 
