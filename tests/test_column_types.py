@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmindex.corpus.column_types import array_of, as_text, common_type, conform, json_type, stored_type
+from llmindex.corpus.column_types import array_of, as_text, common_type, conform, json_type, stored_type, without_marks
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
@@ -34,19 +34,20 @@ def carries(read: Any, written: Any) -> bool:  # noqa: ANN401
     return type(read) is type(written) and bool(read == written)
 
 
+@example([2**53 + 1])
 @given(st.lists(JSON, min_size=1, max_size=6))
 def test_any_json_fits_the_type_found_for_it(values: list[Any]) -> None:
     type_ = pa.null()
     for value in values:
         type_ = common_type(type_, json_type(value))
-    array = array_of(values, stored_type(type_))
+    array = array_of(values, stored_type(without_marks(type_)))
     array.validate(full=True)
     assert all(map(carries, array.to_pylist(), values))
     # The order in which values come does not matter, fields of structs aside.
     backwards = pa.null()
     for value in reversed(values):
         backwards = common_type(json_type(value), backwards)
-    assert array_of(values, stored_type(backwards)).to_pylist() == array.to_pylist()
+    assert array_of(values, stored_type(without_marks(backwards))).to_pylist() == array.to_pylist()
 
 
 @pytest.mark.parametrize(

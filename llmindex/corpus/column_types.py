@@ -120,7 +120,10 @@ def stored_type(type_: pa.DataType) -> pa.DataType:
     """
     sink = pa.BufferOutputStream()
     empty = pa.schema([("column", _plain(type_))]).empty_table()
-    pq.write_table(empty, sink)
+    try:
+        pq.write_table(empty, sink)
+    except OSError as error:  # so it says that decimals have a negative scale
+        raise pa.ArrowNotImplementedError(str(error)) from error
     empty.filter(pa.array([], BOOL))
     return pq.read_schema(pa.BufferReader(sink.getvalue())).field("column").type
 
