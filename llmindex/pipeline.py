@@ -18,7 +18,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,10 +25,10 @@ from typing import Any
 
 from llmindex.corpus import Corpus, Position, Window
 from llmindex.encode.encoder import Encoder
-from llmindex.encode.helpers import Helpers
+from llmindex.encode.helpers import Awaited, Helpers
 from llmindex.errors import LlmindexError, StorageError
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.records import Tokens, Vectors
+from llmindex.records import Tokens
 from llmindex.store.manifest import EncoderRecord
 from llmindex.store.writer import VectorWriter
 
@@ -58,13 +57,13 @@ class _Tokenised:
 @dataclass(frozen=True, slots=True)
 class _Started:
     item: _Tokenised
-    vectors: "Future[Vectors]"
+    vectors: Awaited
     reported: bool
     self_check: float | None = None
 
     def is_sound(self) -> bool:
         """Whether it has been encoded."""
-        return self.vectors.done() and not self.vectors.cancelled() and self.vectors.exception() is None
+        return self.vectors.vectors is not None
 
 
 class _Stopped(Exception):
@@ -173,15 +172,13 @@ class Pipeline:
         """Have a window encoded by a helper that has time, else here and now."""
         first = before + self.added == 0  # it is for the encoder, which checks itself on it
         self.added += len(item.tokens)
-        future = self.helpers.start(item.tokens) if self.helpers is not None and not first else None
-        if future is not None:
-            return _Started(item, future, reported=False)
-        made: Future[Vectors] = Future()
+        awaited = self.helpers.start(item.tokens) if self.helpers is not None and not first else None
+        if awaited is not None:
+            return _Started(item, awaited, reported=False)
         with self._busy("encode"):
             vectors = self.encoder.forward(item.tokens, on_tokens=partial(self._report, item, before))
             check = self.encoder.self_check(item.tokens, vectors) if first and len(item.tokens) else None
-        made.set_result(vectors)
-        return _Started(item, made, reported=True, self_check=check)
+        return _Started(item, Awaited(vectors), reported=True, self_check=check)
 
     def _await(self, window: _Started, before: int) -> None:
         """Wait for a window's vectors, if need be."""

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,11 @@ import pytest
 import llmindex
 from llmindex import Encoder
 from llmindex.encode import device
-from llmindex.encode.helpers import Helpers
+from llmindex.encode.helpers import Awaited, Helpers
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import LlmindexError, ModelError, SpecMismatch, UsageError
 from llmindex.progress import Progress
-from llmindex.records import Tokens, Vectors
+from llmindex.records import Tokens
 from llmindex.store.verify import verify
 from tests.test_builder import contents, write_corpus
 
@@ -33,7 +32,7 @@ def options(model: Path, devices: str) -> EncoderOptions:
 START = Helpers.start
 
 
-def start_when_ready(self: Helpers, tokens: Tokens) -> "Future[Vectors] | None":
+def start_when_ready(self: Helpers, tokens: Tokens) -> Awaited | None:
     """As :meth:`Helpers.start`, but waits for the model to be loaded: these corpora would be done before."""
     assert all(helper.ready.wait(120) for helper in self.helpers)
     return START(self, tokens)
@@ -54,7 +53,7 @@ def test_two_processes_make_the_index_that_one_makes(
 ) -> None:
     by_helpers = 0
 
-    def counting(self: Helpers, tokens: Tokens) -> "Future[Vectors] | None":
+    def counting(self: Helpers, tokens: Tokens) -> Awaited | None:
         nonlocal by_helpers
         future = start_when_ready(self, tokens)
         by_helpers += future is not None

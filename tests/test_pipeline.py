@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -21,6 +20,7 @@ import torch
 from llmindex import pipeline
 from llmindex.corpus import Corpus, Position
 from llmindex.encode.device import Placement
+from llmindex.encode.helpers import Awaited
 from llmindex.encode.spec import EncoderSpec
 from llmindex.errors import CorpusError, LlmindexError, ModelError, StorageError, UsageError
 from llmindex.pipeline import Pipeline
@@ -218,13 +218,13 @@ class Hooked(FakeEncoder):
 
 
 class Handed:
-    """Helpers that answer with these futures, one a window, then with none."""
+    """Helpers that answer with these, one a window, then with none."""
 
-    def __init__(self, *futures: "Future[Vectors]") -> None:
-        self._futures = list(futures)
+    def __init__(self, *awaited: Awaited) -> None:
+        self._awaited = list(awaited)
 
-    def start(self, tokens: Tokens) -> "Future[Vectors] | None":
-        return self._futures.pop(0) if self._futures else None
+    def start(self, tokens: Tokens) -> Awaited | None:
+        return self._awaited.pop(0) if self._awaited else None
 
 
 def test_a_reader_that_fails_loses_no_window_that_the_model_has(tmp_path: Path) -> None:
@@ -313,8 +313,8 @@ def test_ctrl_c_again_and_again_waits_for_the_writer(tmp_path: Path, monkeypatch
 
 
 def test_ctrl_c_while_waiting_for_a_helper_leaves_no_gap(tmp_path: Path) -> None:
-    class Interrupted(Future[Vectors]):
-        def result(self, timeout: float | None = None) -> Vectors:
+    class Interrupted(Awaited):
+        def result(self) -> Vectors:
             raise KeyboardInterrupt
 
     with Corpus.open(table(1000)) as corpus:

@@ -12,8 +12,8 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -27,6 +27,37 @@ from llmindex.records import Tokens, Vectors
 
 # One that is computed and one that waits, so that no device does.
 _WINDOWS_EACH = 2
+# How often vectors that are waited for are looked for.
+_LOOK_SECONDS = 0.01
+
+
+class Awaited:
+    """Vectors that another thread brings, or an error in their place.
+
+    A future of the standard library has a lock, which Ctrl-C can leave taken in the thread that waits; the other one
+    then never gets rid of what it brings.
+
+    Attributes:
+        vectors: None until they are there.
+        error: None unless there is one instead.
+    """
+
+    def __init__(self, vectors: Vectors | None = None) -> None:
+        self.vectors = vectors
+        self.error: BaseException | None = None
+
+    def done(self) -> bool:
+        """Whether there is anything to wait for no more."""
+        return self.vectors is not None or self.error is not None
+
+    def result(self) -> Vectors:
+        """Wait for the vectors; raises the error that came instead."""
+        while not self.done():
+            time.sleep(_LOOK_SECONDS)
+        if self.error is not None:
+            raise self.error
+        assert self.vectors is not None
+        return self.vectors
 
 
 class Helpers:
@@ -52,10 +83,10 @@ class Helpers:
             Helper({"spec": spec.to_json(), "device_name": name, **options}, 1 + len(devices)) for name in devices
         ]
 
-    def start(self, tokens: Tokens) -> "Future[Vectors] | None":
+    def start(self, tokens: Tokens) -> Awaited | None:
         """Have texts encoded; None where no helper is ready, or all have enough to do.
 
-        The future raises ModelError where the helper could not load the model, or died.
+        Waiting raises ModelError where the helper could not load the model, or died.
         """
         free = min(self.helpers, key=lambda helper: helper.windows)
         return free.start(tokens) if free.windows < _WINDOWS_EACH else None
@@ -80,7 +111,7 @@ class Helper:
         # be taken for a package.
         command = [sys.executable, "-P", "-m", "llmindex.encode.helpers"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        self._jobs: queue.SimpleQueue[tuple[Tokens, Future[Vectors]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Tokens, Awaited] | None] = queue.SimpleQueue()
         self._windows = 0
         self._counting = threading.Lock()
         self._thread = threading.Thread(target=self._speak, args=((order, processes),), daemon=True)
@@ -91,12 +122,12 @@ class Helper:
         """How many it has to compute; too many until it is ready."""
         return self._windows if self.ready.is_set() else _WINDOWS_EACH
 
-    def start(self, tokens: Tokens) -> "Future[Vectors]":
+    def start(self, tokens: Tokens) -> Awaited:
         """Have texts encoded."""
-        future: Future[Vectors] = Future()
+        awaited = Awaited()
         self._count(1)
-        self._jobs.put((tokens, future))
-        return future
+        self._jobs.put((tokens, awaited))
+        return awaited
 
     def close(self) -> None:
         """End the process."""
@@ -113,13 +144,13 @@ class Helper:
         failure = self._ask(order)
         self.ready.set()
         while (job := self._jobs.get()) is not None:
-            tokens, future = job
+            tokens, awaited = job
             answer = failure or self._ask(tokens)
             self._count(-1)
             if isinstance(answer, BaseException):
-                future.set_exception(answer)
+                awaited.error = answer
             else:
-                future.set_result(answer)
+                awaited.vectors = answer
 
     def _ask(self, message: object) -> Any:  # noqa: ANN401 - what comes back is vectors, nothing, or an error
         assert self.process.stdin is not None
