@@ -156,7 +156,7 @@ def test_only_the_text_is_cut_never_the_prompt(tiny_model: Path) -> None:
     first = tokens.ids[tokens.offsets[0] : tokens.offsets[1]].tolist()
     start, end = tokens.text_spans[0]
     assert end - start == 5
-    wrapping = encoder._parts["document"]
+    wrapping = encoder.wrapping("document")
     assert first[:start] == wrapping.before
     assert first[end:] == wrapping.after
 

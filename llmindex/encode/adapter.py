@@ -27,6 +27,10 @@ WHITENING_NAME = "whitening.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
 # The largest number of float32, in which adapters are merged.
 _LARGEST = 3.4e38
+# Ways to begin in which peft takes from the model's weights what the first factors hold, and does so at loading again.
+_ALTERING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Keys of a configuration whose adapters compute something else, or in other places.
+_MORE_THAN_FACTORS = ("alora_invocation_tokens", "kasa_config", "layer_replication", "use_bdlora", "use_qalora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +215,6 @@ def _check_pattern(pattern: Any) -> None:  # noqa: ANN401 - whatever JSON holds
     for key, value in (pattern or {}).items():
         re.compile(_ending(key))
         _alpha(value)
-
-
-# Ways to begin in which peft takes from the model's weights what the first factors hold, and does so at loading again.
-_ALTERING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Keys of a configuration whose adapters compute something else, or in other places.
-_MORE_THAN_FACTORS = ("alora_invocation_tokens", "kasa_config", "layer_replication", "use_bdlora", "use_qalora")
 
 
 def _check_plain(folder: Path, kind: str, config: Mapping[str, Any]) -> None:

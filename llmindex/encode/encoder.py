@@ -70,7 +70,7 @@ class Encoder:
         self.memory_bytes = decoder.bytes
         self.whitening = whitening.to(placement.device) if whitening else None
         self._budget = placement.token_budget
-        self._parts = {
+        self._parts: dict[Role, Wrapping] = {
             "document": Wrapping.of(spec.prompt, spec.pooling, tokenizer),
             "query": Wrapping.of(spec.query_prompt, spec.pooling, tokenizer),
         }
@@ -195,6 +195,10 @@ class Encoder:
     def dtype(self) -> str:
         """Name of the dtype the model runs in."""
         return device.dtype_name(self.placement.dtype)
+
+    def wrapping(self, role: Role) -> Wrapping:
+        """What the texts of a role are put between."""
+        return self._parts[role]
 
     def room(self, templates: Sequence[str]) -> int:
         """Tokens that the model leaves to a text under the longest of some prompts."""

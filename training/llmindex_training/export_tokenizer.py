@@ -44,13 +44,8 @@ class Wrapping:
     @classmethod
     def of(cls, encoder: Encoder, role: Role) -> "Wrapping":
         """The wrapping that an encoder's texts of a role get."""
-        spec = encoder.spec
-        template = spec.query_prompt if role == "query" else spec.prompt
-        tokens = encoder.tokenize(["x"], role=role)
-        start, end = tokens.text_spans[0].tolist()
-        ids = tokens.ids.tolist()
-        parts = prompts.split(template)
-        return cls(tuple(ids[:start]), parts.gap, tuple(ids[end:]), spec.max_tokens, not parts.prefix)
+        found = encoder.wrapping(role)
+        return cls(tuple(found.before), found.gap, tuple(found.after), encoder.spec.max_tokens, found.begins)
 
     @property
     def most(self) -> int:
