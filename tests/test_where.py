@@ -35,6 +35,11 @@ COLUMNS: dict[str, tuple[pa.DataType, object, str]] = {
     "nanoseconds": (pa.timestamp("ns"), MOMENT, "nanoseconds = '2024-02-29 12:30'"),
     "utc": (pa.timestamp("us", "UTC"), MOMENT.replace(tzinfo=UTC), "utc = '2024-02-29 12:30' AND hour(utc) = 12"),
     "zone": (pa.timestamp("us", "Asia/Tokyo"), MOMENT.replace(tzinfo=UTC), "zone = '2024-02-29 12:30'"),
+    "fine": (
+        pa.timestamp("ns", "Asia/Tokyo"),
+        1_709_209_800_000_000_001,
+        "year(fine) = 2024 AND fine < now() AND fine >= TIMESTAMPTZ '2024-02-29 12:30:00+00'",
+    ),
     "duration": (pa.duration("ms"), timedelta(hours=2), "duration = INTERVAL 2 HOUR"),
     "large": (pa.large_string(), "großer Text", "large LIKE 'großer%'"),
     "category": (pa.dictionary(pa.int8(), pa.string()), "a", "category = 'a'"),

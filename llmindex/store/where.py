@@ -168,7 +168,12 @@ def _fields(store: VectorStore, names: set[str]) -> list[pa.Field]:
 
 
 def _readable(field: pa.Field) -> pa.Field:
-    return field.with_type(pa.float32()) if pa.types.is_float16(field.type) else field
+    """The field as duckdb can compute with it: it reads no float16, and has hardly a function for zoned nanoseconds."""
+    if pa.types.is_float16(field.type):
+        return field.with_type(pa.float32())
+    if pa.types.is_timestamp(field.type) and field.type.unit == "ns" and field.type.tz is not None:
+        return field.with_type(pa.timestamp("us", field.type.tz))
+    return field
 
 
 def _documents(store: VectorStore, schema: pa.Schema, faults: list[LlmindexError]) -> Iterator[pa.RecordBatch]:
@@ -176,7 +181,8 @@ def _documents(store: VectorStore, schema: pa.Schema, faults: list[LlmindexError
     start = 0
     try:
         for batch in store.iter_columns(schema.names[:-1]):
-            columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=False)]
+            read = zip(batch.columns, schema, strict=False)
+            columns = [column.cast(field.type, safe=False) for column, field in read]  # nanoseconds are cut
             rows = as_array(np.arange(start, start + len(batch)))
             yield pa.RecordBatch.from_arrays([*columns, rows], schema=schema)
             start += len(batch)
