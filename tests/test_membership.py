@@ -1,5 +1,6 @@
 """Soft membership: shares of few clusters, from the neighbours' own."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,27 @@ def test_too_few_documents_belong_nowhere(tmp_path: Path) -> None:
     found = memberships(cluster(few), few, make_vectors(3, 8))
     assert found.labels.tolist() == [[-1] * 3] * 3
     assert found.shares.tolist() == [[0] * 3] * 3
+
+
+def test_beside_copies_of_one_vector_nothing_else_belongs(tmp_path: Path) -> None:
+    one, other = make_vectors(2, 8)
+    copies = make_store(tmp_path / "copies.llmindex", np.repeat(one[None], 12, axis=0))
+    found = memberships(cluster(copies), copies, np.stack([one, other]))
+    assert found.labels.tolist() == [[0, -1, -1], [-1, -1, -1]]
+    assert found.shares.tolist() == [[1, 0, 0], [0, 0, 0]]
+
+
+def test_many_neighbours_take_no_more_than_their_number() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(-1, 40, (256, 1000)).astype(np.int32)
+    distances = np.sort(random.random(labels.shape), axis=1)
+    tracemalloc.start()
+    try:
+        _largest(labels, np.ones(labels.shape, np.float32), distances)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * labels.size  # of pairs of neighbours there are a thousand times as many
 
 
 def test_vectors_of_another_shape(store: VectorStore, clustering: Clustering) -> None:

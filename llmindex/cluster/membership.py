@@ -56,7 +56,10 @@ def memberships(clustering: Clustering, store: VectorStore, vectors: Vectors) ->
         for start in range(0, len(vectors), PLACED):
             part = slice(start, start + PLACED)
             rows, squared = space.neighbors(np.ascontiguousarray(vectors[part], np.float32))
-            labels[part], shares[part] = _largest(known[rows], depth[rows], np.sqrt(squared))
+            deep = depth[rows]
+            if not len(placement.tree.condensed):  # all are copies of one vector, as far as the limit
+                deep[squared > (placement.limit or 0) ** 2] = 0
+            labels[part], shares[part] = _largest(known[rows], deep, np.sqrt(squared))
     return Membership(labels, shares)
 
 
@@ -65,11 +68,13 @@ def _largest(labels: Labels, depth: NDArray[np.float32], distances: NDArray[np.f
     nearest, farthest = distances[:, :1], distances[:, -1:]
     say = np.where(farthest > nearest, (farthest - distances) / np.maximum(farthest - nearest, 1e-30), 1)
     say /= say.sum(axis=1, keepdims=True)
-    same = labels[:, :, None] == labels[:, None, :]
-    shares = np.einsum("mab,mb->ma", same, say * depth)
-    # Each label once, where it is first met; noise is none.
-    again = same.argmax(axis=2) < np.arange(labels.shape[1])
-    shares[again | (labels < 0)] = 0
+    # Noise is no cluster; each other label's says are added up where it is first met.
+    pairs = np.arange(len(labels))[:, None] * (int(labels.max(initial=0)) + 1) + labels
+    pairs = np.where(labels < 0, -1, pairs).ravel()
+    _, first, number = np.unique(pairs, return_index=True, return_inverse=True)
+    shares = np.zeros(labels.shape)
+    shares.ravel()[first] = np.bincount(number, (say * depth).ravel())
+    shares[labels < 0] = 0
     order = np.argsort(-shares, axis=1, kind="stable")[:, :KEPT]
     kept, found = np.full((len(labels), KEPT), -1, np.int32), np.zeros((len(labels), KEPT), np.float32)
     width = order.shape[1]
