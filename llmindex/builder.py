@@ -16,11 +16,12 @@ from llmindex.encode.encoder import Encoder
 from llmindex.encode.helpers import Helpers
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import BuildInterrupted, MissingPackage, UsageError, reindex_command
+from llmindex.folder import is_index
 from llmindex.index import building, faiss_index, forecast, planner
 from llmindex.index.planner import DEFAULT_RECALL
 from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.manifest import MANIFEST_NAME, IndexRecord, Manifest, VectorDtype
+from llmindex.store.manifest import IndexRecord, Manifest, VectorDtype
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import SHARD_ROWS, VectorWriter
 
@@ -320,7 +321,7 @@ def _is_as_asked(
 
 def _is_complete(path: Path, overwrite: bool) -> bool:
     """Whether every vector is stored already and is to be kept."""
-    return not overwrite and (path / MANIFEST_NAME).exists() and Manifest.load(path).corpus.complete
+    return not overwrite and is_index(path) and Manifest.load(path).corpus.complete
 
 
 def _stored_ids(path: Path) -> Iterator[str]:

@@ -21,6 +21,7 @@
 A message says what went wrong, where, and what to do about it, in one line: the command line prints it as it is.
 """
 
+import os
 import shlex
 from pathlib import Path
 
@@ -28,6 +29,11 @@ from pathlib import Path
 def reindex_command(path: Path, *options: str) -> str:
     """The command that builds the index of a folder anew, as messages name it: quoted for a shell, in backticks."""
     return f"`llmindex reindex {shlex.join(['-i', str(path), *options])}`"
+
+
+def unreadable(file: str | Path, error: OSError) -> str:
+    """What every message says of a file that is there and that the system does not let us read."""
+    return f"cannot read {file}: {os.strerror(error.errno) if error.errno else error}"
 
 
 class LlmindexError(Exception):

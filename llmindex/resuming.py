@@ -10,8 +10,9 @@ from pathlib import Path
 from llmindex.corpus import Corpus
 from llmindex.encode.encoder import Encoder
 from llmindex.errors import CorpusError, LlmindexError, SpecMismatch, UsageError
+from llmindex.folder import is_index
 from llmindex.progress import ProgressCallback
-from llmindex.store.manifest import MANIFEST_NAME, CorpusRecord, EncoderRecord, Manifest, VectorDtype
+from llmindex.store.manifest import CorpusRecord, EncoderRecord, Manifest, VectorDtype
 from llmindex.store.verify import verify
 from llmindex.store.writer import VectorWriter
 
@@ -27,7 +28,7 @@ def writer(path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDty
         CorpusError: it was built from another corpus.
         LlmindexError: as :meth:`VectorWriter.create` and :meth:`VectorWriter.open`.
     """
-    if overwrite or not (path / MANIFEST_NAME).exists():
+    if overwrite or not is_index(path):
         made_by = EncoderRecord(encoder.spec, encoder.dtype)
         return VectorWriter.create(path, made_by, CorpusRecord(corpus.record), vector_dtype, overwrite=overwrite)
     _check_same_making(path, Manifest.load(path), corpus, encoder, vector_dtype)

@@ -15,7 +15,7 @@ MAX_LINES = 400
 
 # Folder and files of each layer, from the ground up: a file imports only what stands before it. Enter new files here.
 LAYERS = (
-    ("", "errors records progress metrics"),
+    ("", "errors folder records progress metrics"),
     ("corpus", "source lines column_types arrow_tables csv_rows json_lines plain_text formats discovery"),
     ("corpus", "columns checks window corpus __init__"),
     (

@@ -244,6 +244,18 @@ def test_plan_counts_and_writes_nothing(corpus: Path, encoder: Encoder, tmp_path
     assert 0.3 < plan.disk_bytes / size < 3
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_manifest_of_something_else_is_not_a_damaged_index(
+    overwrite: bool, corpus: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "manifest.json").write_text('{"name": "My web app"}')
+    with pytest.raises(UsageError, match=r"app is neither empty nor an index \(it holds manifest.json\)"):
+        llmindex.build(corpus, app, encoder=encoder, overwrite=overwrite)
+    assert [path.name for path in app.iterdir()] == ["manifest.json"]
+
+
 def test_memory_chooses_the_index_or_refuses_it(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
     for run in (llmindex.build, llmindex.plan):
         with pytest.raises(UsageError, match=r"\d+ vectors of length \d+ cannot be indexed .*--memory \d+MB would do"):

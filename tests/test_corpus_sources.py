@@ -44,6 +44,7 @@ class TestSources:
         index = Path("notes/index")
         (index / "vectors").mkdir(parents=True)
         (index / "manifest.json").write_text("{}")
+        (index / "vectors" / "part-00000.parquet").touch()
         (index / "readme.txt").write_text("of an index")
         corpus = Corpus.open("notes")
         found = documents(corpus)
@@ -53,6 +54,13 @@ class TestSources:
         assert [record.getMessage() for record in caplog.records] == [
             "notes: ignored 1 file of another kind than is read"
         ]
+
+    def test_a_manifest_and_vectors_of_something_else_make_no_index(self) -> None:
+        (Path("app") / "vectors").mkdir(parents=True)
+        Path("app/manifest.json").write_text('{"name": "My web app"}')
+        Path("app/vectors/about.md").write_text("drawings")
+        assert [row["id"] for row in documents(Corpus.open("."))] == ["app/vectors/about.md"]
+        assert [row["id"] for row in documents(Corpus.open("app"))] == ["vectors/about.md"]
 
     def test_ids_of_text_files_do_not_depend_on_where_the_command_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for folder in ("one", "two"):

@@ -59,22 +59,30 @@ def test_vectors_id_follows_shards_and_dtype() -> None:
 
 
 def test_no_index_there(tmp_path: Path) -> None:
-    with pytest.raises(IndexNotFound, match=r"absent does not exist"):
+    with pytest.raises(IndexNotFound, match=r"no index at .*absent: no such folder; `llmindex build` makes one"):
         Manifest.load(tmp_path / "absent")
-    with pytest.raises(IndexNotFound, match=r"is not an index folder \(no manifest.json\)"):
+    with pytest.raises(IndexNotFound, match=r"no index at .*: it has no manifest\.json; "):
         Manifest.load(tmp_path)
     file = tmp_path / "corpus.parquet"
     file.touch()
-    with pytest.raises(IndexNotFound, match="is not an index folder"):
+    with pytest.raises(IndexNotFound, match=r"corpus\.parquet: it has no manifest\.json"):
         Manifest.load(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 5_000, b"[]", b"null"])
 def test_not_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(IndexNotFound, match=r"no index at .*: its manifest\.json is something else's"):
+        Manifest.load(tmp_path)
+    with_shard(tmp_path)
     with pytest.raises(ManifestError, match=r"manifest\.json.* build the index again$") as caught:
         Manifest.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def with_shard(folder: Path) -> None:
+    (folder / "vectors").mkdir()
+    (folder / "vectors" / "part-00000.parquet").touch()
 
 
 def edit(tmp_path: Path, where: str, value: object) -> None:
@@ -129,6 +137,7 @@ def edit(tmp_path: Path, where: str, value: object) -> None:
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, where: str, value: object, message: str) -> None:
+    with_shard(tmp_path)
     edit(tmp_path, where, value)
     with pytest.raises(ManifestError, match=message) as caught:
         Manifest.load(tmp_path)

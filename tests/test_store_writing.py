@@ -72,7 +72,7 @@ def test_create_takes_only_what_is_free(tmp_path: Path) -> None:
     (home / "vectors").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"neither empty nor an index \(it holds vectors\)"):
         VectorWriter.create(home, make_encoder(4), CORPUS, overwrite=True)
-    with pytest.raises(IndexNotFound, match="is not an index folder"):
+    with pytest.raises(IndexNotFound, match=r"home: it has no manifest\.json"):
         VectorWriter.open(home)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -14,6 +14,7 @@ from typing import IO
 from llmindex.corpus.formats import READ_ENDINGS, ending_of
 from llmindex.corpus.source import SourceFile, counted, readable, reading
 from llmindex.errors import CorpusError, StorageError
+from llmindex.folder import is_index
 
 STDIN = "-"
 
@@ -127,16 +128,16 @@ def _walk(folder: Path, visited: set[Path]) -> Iterator[Path]:
             continue
         with reading(readable(str(entry))):
             is_folder = entry.is_dir()
-            is_index = is_folder and _is_index(entry)
+            left_out = is_folder and _is_index(entry)
         if not is_folder:
             yield entry
-        elif not is_index:
+        elif not left_out:
             yield from _walk(entry, visited)
 
 
 def _is_index(folder: Path) -> bool:
     """Whether this is an index: built next to its corpus, it must not become a part of it."""
-    return folder.suffix == ".llmindex" or ((folder / "manifest.json").exists() and (folder / "vectors").is_dir())
+    return folder.suffix == ".llmindex" or is_index(folder)
 
 
 def _broken_link(path: Path) -> CorpusError:

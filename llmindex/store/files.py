@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from llmindex.errors import IndexLocked, LlmindexError, StorageError, UsageError
-
-LOCK_NAME: Final = "lock"
+from llmindex.folder import LOCK_NAME
 
 _TEMPORARY = ".tmp"
 

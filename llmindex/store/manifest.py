@@ -16,24 +16,19 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from llmindex.encode.spec import ATTENTIONS, POOLINGS, EncoderSpec
-from llmindex.errors import IndexNotFound, ManifestError, UsageError
-from llmindex.store.files import LOCK_NAME, replacing
+from llmindex.errors import IndexNotFound, ManifestError, UsageError, unreadable
+from llmindex.folder import MANIFEST_NAME, SHARD_FILE, is_index
+from llmindex.store.files import replacing
 
 FORMAT_VERSION: Final = 1
 """Raised whenever an older llmindex would misread the folder."""
 
-MANIFEST_NAME: Final = "manifest.json"
 METRIC: Final = "inner_product"
 
 VectorDtype = Literal["float16", "float32"]
 VECTOR_DTYPES: tuple[VectorDtype, ...] = get_args(VectorDtype)
 
-# What every manifest has, of older and newer formats, too; web apps and others have a file of its name without.
-_ALWAYS_THERE = frozenset({"format_version", "encoder", "corpus", "shards"})
-
-_SHARD_FILE = re.compile(r"vectors/part-\d{5,9}(\.partial-\d{5,9})?\.parquet")
 _INDEX_FILE = re.compile(r"faiss/[A-Za-z0-9][A-Za-z0-9._-]*\.faiss")
-_WRITTEN_INDEX_FILE = re.compile(r"faiss/(written|[0-9a-f]{16}-[0-9a-f]{16})\.faiss")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ANY = re.compile(r".*", re.DOTALL)
 
@@ -178,39 +173,30 @@ class Manifest:
         """Read and check the folder's manifest.
 
         Raises:
-            IndexNotFound: there is no such folder, or it has no manifest.
-            ManifestError: the manifest is damaged, or of a newer format.
+            IndexNotFound: there is no such folder, or it has no manifest of ours.
+            ManifestError: the manifest is damaged, cannot be read, or is of a newer format.
         """
-        return _parse(_Section.of_file(_manifest_path(folder)))
+        content = _read(folder)
+        try:
+            return _parse(_Section.of_file(folder / MANIFEST_NAME, content))
+        except ManifestError:
+            if is_index(folder):
+                raise
+            raise _not_found(folder, f"its {MANIFEST_NAME} is something else's") from None
 
 
-def is_index(folder: Path) -> bool:
-    """Whether a folder is an index, damaged or not: its manifest says so, or else what lies beside that."""
-    try:
-        values = json.loads((folder / MANIFEST_NAME).read_bytes())
-    except OSError:
-        return False
-    except (ValueError, RecursionError):
-        values = None
-    if isinstance(values, dict) and values.keys() >= _ALWAYS_THERE:
-        return True
-    shards = (path for path in (folder / "vectors").glob("*") if is_given(f"vectors/{path.name}"))
-    begun = all((folder / name).is_dir() for name in ("vectors", "faiss")) and (folder / LOCK_NAME).is_file()
-    return begun or any(shards)
-
-
-def is_given(file: str) -> bool:
-    """Whether a path below an index folder has a name that llmindex gives, to a shard or a FAISS index."""
-    return bool(_SHARD_FILE.fullmatch(file) or _WRITTEN_INDEX_FILE.fullmatch(file))
-
-
-def _manifest_path(folder: Path) -> Path:
+def _read(folder: Path) -> bytes:
     path = folder / MANIFEST_NAME
-    if path.is_file():
-        return path
-    if not folder.exists():
-        raise IndexNotFound(f"{folder} does not exist; make it with `llmindex build`")
-    raise IndexNotFound(f"{folder} is not an index folder (no {MANIFEST_NAME})")
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise _not_found(folder, f"it has no {MANIFEST_NAME}" if folder.exists() else "no such folder") from error
+    except OSError as error:
+        raise ManifestError(unreadable(path, error)) from error
+
+
+def _not_found(folder: Path, why: str) -> IndexNotFound:
+    return IndexNotFound(f"no index at {folder}: {why}; `llmindex build` makes one, -i names another")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +208,11 @@ class _Section:
     values: Mapping[str, Any]
 
     @classmethod
-    def of_file(cls, path: Path) -> "_Section":
+    def of_file(cls, path: Path, content: bytes) -> "_Section":
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{path} is not JSON ({error}); it is damaged: build the index again") from error
-        except OSError as error:
-            raise ManifestError(f"cannot read {path}: {error.strerror}") from error
         section = cls(path, "", {})
         section.check(isinstance(values, dict), "the file", "is not a JSON object")
         return cls(path, "", values)
@@ -307,7 +291,7 @@ def _parse(top: _Section) -> Manifest:
 
 def _parse_shard(section: _Section) -> ShardRecord:
     return ShardRecord(
-        file=section.text("file", _SHARD_FILE),
+        file=section.text("file", SHARD_FILE),
         rows=section.count("rows", 1),
         bytes=section.count("bytes", 1),
         sha256=section.text("sha256", _SHA256),

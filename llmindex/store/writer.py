@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from llmindex.errors import CorpusError, CorruptStore, ModelError, SpecMismatch, StaleIndex, StorageError, UsageError
+from llmindex.folder import LOCK_NAME, is_given, is_index
 from llmindex.records import Vectors
-from llmindex.store.files import LOCK_NAME, check_name, hash_file, is_temporary, lock, make_folder, replacing
+from llmindex.store.files import check_name, hash_file, is_temporary, lock, make_folder, replacing
 from llmindex.store.manifest import (
     CorpusRecord,
     EncoderRecord,
@@ -28,8 +29,6 @@ from llmindex.store.manifest import (
     Manifest,
     ShardRecord,
     VectorDtype,
-    is_given,
-    is_index,
 )
 from llmindex.store.shard import (
     StoredVectors,

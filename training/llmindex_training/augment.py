@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 
 from llmindex.corpus import Corpus, CorpusOptions
 from llmindex.errors import CorpusError, Interrupted, UsageError
+from llmindex.folder import LOCK_NAME
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.files import LOCK_NAME, check_name, is_temporary, lock, make_folder, replacing
+from llmindex.store.files import check_name, is_temporary, lock, make_folder, replacing
 from llmindex_training.methods import Document, PairsOptions, Plan
 from llmindex_training.pairs_report import PairsReport, Sample, Tally
 

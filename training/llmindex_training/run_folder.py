@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llmindex.errors import CorruptStore, RecipeError, UsageError
-from llmindex.store.files import LOCK_NAME, hash_file, is_temporary, lock, make_folder, replacing, storage_error
+from llmindex.folder import LOCK_NAME
+from llmindex.store.files import hash_file, is_temporary, lock, make_folder, replacing, storage_error
 from llmindex_training import recipe as recipes
 from llmindex_training.recipe import Recipe
 
