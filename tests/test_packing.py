@@ -136,6 +136,25 @@ def test_other_attention_is_padded(
     np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "packs"), [("llama", True), ("phi3", False)])
+def test_a_long_row_does_not_turn_the_others(tmp_path: Path, tiny_model: Path, kind: str, packs: bool) -> None:
+    """LongRoPE has other frequencies for a batch with a row beyond the length that the model began with."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    # Phi-3 has its own place for that length.
+    own = {"pad_token_id": 0, "original_max_position_embeddings": 32, "sliding_window": 16} if kind == "phi3" else {}
+    folder = make(tmp_path / "model", tiny_model, kind, **(GROUPED | own), rope_parameters=rope, initializer_range=0.2)
+    texts = [*TEXTS, "a dog " * 30, "the dog, again and " * 8]
+    for layer in (-1, 1):
+        encoder = load(folder, pooling="mean", layer=layer, max_tokens=200)
+        assert encoder.backbone.packs == packs
+        assert encoder.tokenize(texts).lengths.max() > 32
+        alone = np.vstack([encoder.encode([text]) for text in texts])
+        assert lowest_cosine(encoder.encode(texts), alone) > 1 - 1e-8
+    tokens = encoder.tokenize(texts)
+    encoder.embed(tokens, np.arange(len(texts)))[:, 0].sum().backward()  # type: ignore[no-untyped-call]
+
+
 def test_a_kernel_that_gives_other_states_is_not_used(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

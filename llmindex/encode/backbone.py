@@ -8,6 +8,7 @@ side by side is fed packed batches.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,7 @@ class Backbone(Decoder):
         config = self.model.config.get_text_config()
         self.hidden_size = config.hidden_size
         self.max_positions = getattr(config, "max_position_embeddings", None)
+        self._short = _longest_short(config)
         stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
         layers = int(config.num_hidden_layers)
         self.layers = next((module for module in stacks if len(module) == layers), None)
@@ -107,6 +109,16 @@ class Backbone(Decoder):
 
     def __call__(self, ids_BT: Tensor, mask_BT: Tensor, read_BT: Tensor | None = None) -> Tensor:
         """As :class:`Decoder` says; all states are computed."""
+        states = self._states(ids_BT, mask_BT)
+        if self._tapped is not None:
+            self._tapped.update(states)
+        return states[self.layer]
+
+    def _states(self, ids_BT: Tensor, mask_BT: Tensor) -> dict[int, Tensor]:
+        """States ``hidden_BTD`` of each layer that somebody wants."""
+        long_B = mask_BT.sum(dim=1) > self._short
+        if long_B.any() and not long_B.all():
+            return self._apart(ids_BT, mask_BT, long_B)
         pack = Pack.of(ids_BT, mask_BT, self._device) if self.packs else None
         self._caught.clear()
         if pack is not None:
@@ -118,9 +130,19 @@ class Backbone(Decoder):
             self._caught[-1] = output.last_hidden_state
         states = {layer: pack.unpack(caught) if pack else caught for layer, caught in self._caught.items()}
         self._caught.clear()
-        if self._tapped is not None:
-            self._tapped.update(states)
-        return states[self.layer]
+        return states
+
+    def _apart(self, ids_BT: Tensor, mask_BT: Tensor, long_B: Tensor) -> dict[int, Tensor]:
+        """The same with long rows and others in two batches, since a long one has its whole batch turned otherwise."""
+        longest = int(mask_BT[~long_B].sum(dim=1).max())
+        padding = (0, 0, 0, ids_BT.shape[1] - longest)
+        long = self._states(ids_BT[long_B], mask_BT[long_B])
+        short = self._states(ids_BT[~long_B, :longest], mask_BT[~long_B, :longest])
+        back_B = send((~long_B).long().argsort(stable=True).argsort(), self._device)
+        return {
+            layer: torch.cat([states, nn.functional.pad(short[layer], padding)])[back_B]
+            for layer, states in long.items()
+        }
 
     @contextmanager
     def tapped(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
@@ -198,6 +220,16 @@ class Backbone(Decoder):
             reason = one_line(error)
         self.model.set_attn_implementation(kernel)
         logger.info('model "%s": batches are padded: %s', self.folder, reason)
+
+
+def _longest_short(config: Any) -> float:  # noqa: ANN401 - of transformers
+    """Tokens up to which LongRoPE (arXiv 2402.13753) turns a batch by the one of its two sets of frequencies."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]  # one for all layers, or each kind's
+    return min(
+        (each["original_max_position_embeddings"] for each in kinds if each.get("rope_type") == "longrope"),
+        default=math.inf,
+    )
 
 
 def _load(folder: Path, placement: Placement, attention: Attention, trust_remote_code: bool) -> Any:  # noqa: ANN401
