@@ -41,6 +41,13 @@ def test_a_million_documents_fit_into_six_gigabytes() -> None:
     assert planned.seconds < 300
 
 
+@pytest.mark.parametrize("count", [10_000, 60_000])
+def test_many_neighbours_take_their_time(count: int) -> None:
+    options = (ClusterOptions(min_samples=each, memory=8_000_000_000).resolve(count) for each in (32, 500))
+    few, many = (plan(count, 64, each).seconds for each in options)
+    assert 2 * few < many < 8 * few  # 2.5 to 4.5 times were measured
+
+
 def test_too_little_for_anything() -> None:
     with pytest.raises(UsageError, match=r"10,000 vectors of length 64 cannot be clustered in so little memory"):
         plan(10_000, 64, ClusterOptions(memory=1_000_000).resolve(10_000))

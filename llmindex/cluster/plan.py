@@ -58,6 +58,12 @@ _LOOKED_UP: Final = 1.5e-5
 _VECTOR: Final = 3.5e-5
 """Seconds of a vector for all else: hashes, projection, edges, trees."""
 
+_NEIGHBOR_SECONDS: Final = 3.5e-7
+"""Seconds of each further neighbour of a vector, where ``min_samples`` asks for more than the usual, ..."""
+
+_NEIGHBOR_SECONDS_EXACT: Final = 6.5e-7
+"""... and where all pairs are compared, and ties decided."""
+
 _LEAST: Final = 1_000
 """Vectors that are worth to be clustered."""
 
@@ -114,10 +120,14 @@ def memory(count: int, dim: int, options: ClusterOptions, step: int = 1) -> int:
     each = _COPIES * _FLOAT * min(numbers, dim) + _CLUSTERED + (_UMAP if options.reduce == "umap" else 0)
     # How many vectors have copies is not known yet; of up to so many different ones all pairs are compared.
     neighbor = max(clustered * _NEIGHBOR, min(clustered, EXACT_LIMIT) * _NEIGHBOR_EXACT)
-    further = max(0, min(options.min_samples or 0, clustered) - NEIGHBORS)
     # The others are looked up among those that were clustered; what that takes is less than the clustering took.
     threads = (processors() - 1) * _THREAD
-    return _BASE + threads + count * _STORED + clustered * each + neighbor * further
+    return _BASE + threads + count * _STORED + clustered * each + neighbor * _further(clustered, options)
+
+
+def _further(clustered: int, options: ClusterOptions) -> int:
+    """Return how many neighbours of each vector are looked for beyond the usual."""
+    return max(0, min(options.min_samples or 0, clustered) - NEIGHBORS)
 
 
 def _seconds(count: int, dim: int, options: ClusterOptions, step: int) -> float:
@@ -125,8 +135,10 @@ def _seconds(count: int, dim: int, options: ClusterOptions, step: int) -> float:
     pairs = clustered * (clustered if clustered <= EXACT_LIMIT else _WITHIN_REACH * CANDIDATES)
     numbers, graphs = {"pca": (COMPONENTS, 2), "umap": (UMAP_DIM, 1), "none": (dim, 1)}[options.reduce]
     pairs += (count - clustered) * _WITHIN_REACH * CANDIDATES
+    neighbor = _NEIGHBOR_SECONDS_EXACT if clustered <= EXACT_LIMIT else _NEIGHBOR_SECONDS
+    further = clustered * _further(clustered, options) * neighbor
     umap = clustered * _UMAP_SECONDS if options.reduce == "umap" else 0
-    return graphs * (pairs * (_PAIR + _PAIR_DIM * numbers) + count * _LOOKED_UP) + count * _VECTOR + umap
+    return graphs * (pairs * (_PAIR + _PAIR_DIM * numbers) + count * _LOOKED_UP) + count * _VECTOR + further + umap
 
 
 def available_memory() -> int | None:
