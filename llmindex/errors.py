@@ -31,6 +31,11 @@ def reindex_command(path: Path, *options: str) -> str:
     return f"`llmindex reindex {shlex.join(['-i', str(path), *options])}`"
 
 
+def missing(file: str | Path) -> str:
+    """What every message says of a file that is not there."""
+    return f"no such file: {file}"
+
+
 def unreadable(file: str | Path, error: OSError) -> str:
     """What every message says of a file that is there and that the system does not let us read."""
     return f"cannot read {file}: {os.strerror(error.errno) if error.errno else error}"

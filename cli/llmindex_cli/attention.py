@@ -8,7 +8,7 @@ import click
 
 from llmindex_cli.console import Column, count, note, print_facts, print_json, print_table, say
 from llmindex_cli.encoder_options import encoder_options
-from llmindex_cli.options import Command, check_output, corpus_options, json_option
+from llmindex_cli.options import FILE, Command, check_output, corpus_options, json_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.argument("text", required=False)
 @click.option(
     "--file",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=FILE,
     help="Instead of a text: a corpus, any source that build takes; the shares over its texts.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N texts of the corpus.")

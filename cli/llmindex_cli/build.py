@@ -9,7 +9,7 @@ import click
 
 from llmindex_cli.console import count, duration, kinds_of, note, plain, print_facts, print_json, say, size
 from llmindex_cli.encoder_options import encoder_options
-from llmindex_cli.options import Command, corpus_options, json_option, recall_options
+from llmindex_cli.options import FILE, SOURCE, Command, corpus_options, json_option, recall_options
 from llmindex_cli.plans import index_kind, index_time, note_plan_only
 from llmindex_cli.progress import progress
 
@@ -29,12 +29,12 @@ STREAM = ("read", "encode", "write")
         ("Choose the prompt and the pooling", "llmindex build notes/ --prompt cluster --pooling mean"),
     ),
 )
-@click.argument("corpus", nargs=-1, required=True, metavar="CORPUS...", type=click.Path(allow_dash=True))
+@click.argument("corpus", nargs=-1, required=True, metavar="CORPUS...", type=SOURCE)
 @click.option(
     "-o",
     "--output",
     "index",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="INDEX",
     help="The index folder. [default: <name of the first corpus>.llmindex here]",
 )

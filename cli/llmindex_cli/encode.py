@@ -13,7 +13,7 @@ import click
 from llmindex.progress import Progress, ProgressCallback
 from llmindex_cli.console import count, kinds_of, note, plain, print_json, say
 from llmindex_cli.encoder_options import encoder_options
-from llmindex_cli.options import Command, check_output, corpus_options, json_option
+from llmindex_cli.options import SOURCE, Command, check_output, corpus_options, json_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ WINDOW = 2048
         ("A NumPy matrix of queries, one JSON object a line", "llmindex encode - --role query -o q.npy < q.jsonl"),
     ),
 )
-@click.argument("file", default="-", type=click.Path(allow_dash=True), metavar="[FILE|-]")
+@click.argument("file", default="-", type=SOURCE, metavar="[FILE|-]")
 @click.option(
     "-o",
     "--output",

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from llmindex_cli.console import Column, count, note, print_json, print_table
 from llmindex_cli.encoder_options import encoder_options
-from llmindex_cli.options import Command, IndexType, ModelType, SectionOption, json_option
+from llmindex_cli.options import FILE, Command, IndexType, ModelType, SectionOption, json_option
 from llmindex_cli.progress import progress
 from llmindex_cli.scores import percent, print_scores, print_scores_json, title
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from llmindex_training.evaluate import Score
     from llmindex_training.evaluate_retrieval import IndexEvaluation
 
-DATA = click.Path(path_type=Path)
 # What says where an encoder runs, and not what it is.
 RUNTIME = ("dtype", "device", "trust_remote_code")
 
@@ -50,7 +49,7 @@ def command() -> None:
 
 
 @command.command("clustering", cls=Command, short_help="V-measure and AMI of labelled texts.")
-@click.argument("files", nargs=-1, required=True, type=DATA, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @click.option("--label-column", default="label", show_default=True, metavar="NAME", help="Column with the labels.")
 @click.option(
     "--sample",
@@ -94,7 +93,7 @@ def clustering(
 
 
 @command.command("retrieval", cls=Command, short_help="nDCG, recall and MRR; what an index loses.")
-@click.argument("folders", nargs=-1, required=True, type=DATA, metavar="FOLDER...")
+@click.argument("folders", nargs=-1, required=True, type=FILE, metavar="FOLDER...")
 @click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="Hits that recall counts.")
 @click.option(
     "--sample",
@@ -156,7 +155,7 @@ def retrieval(
 
 
 @command.command("sts", cls=Command, short_help="Spearman's correlation with scored sentence pairs.")
-@click.argument("files", nargs=-1, required=True, type=DATA, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @click.option(
     "--split", default="test", show_default=True, help="Rows that count, by the column split if there is one."
 )

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from llmindex_cli.console import count, duration, note, plain, print_facts, print_json
-from llmindex_cli.options import Command, Number, check_output, index_option, json_option, runtime_options
+from llmindex_cli.options import FILE, Command, Number, check_output, index_option, json_option, runtime_options
 from llmindex_cli.progress import progress
 
 
@@ -21,7 +21,7 @@ from llmindex_cli.progress import progress
         ),
     ),
 )
-@click.argument("pairs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PAIRS...")
+@click.argument("pairs", nargs=-1, required=True, type=FILE, metavar="PAIRS...")
 @index_option
 @click.option(
     "-o",

@@ -150,6 +150,11 @@ class IndexType(click.ParamType[Path]):
         return [CompletionItem(path) for path in found] or [CompletionItem(incomplete, type="dir")]
 
 
+# Whether it can be read is for the library to say, which has the same words for it wherever it happens.
+SOURCE = click.Path(allow_dash=True, readable=False)
+FILE = click.Path(path_type=Path, readable=False)
+
+
 def _indexes(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"*{INDEX_SUFFIX}") if path.is_dir())
 

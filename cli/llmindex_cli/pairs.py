@@ -9,6 +9,7 @@ import click
 
 from llmindex_cli.console import Column, count, duration, kinds_of, note, plain, print_json, print_table, say
 from llmindex_cli.options import (
+    SOURCE,
     Command,
     ModelType,
     SectionOption,
@@ -36,7 +37,7 @@ SECTION = "Method options"
         ("Into German and back", "llmindex pairs corpus.parquet --method translate --pivot de"),
     ),
 )
-@click.argument("corpus", nargs=-1, required=True, metavar="CORPUS...", type=click.Path(allow_dash=True))
+@click.argument("corpus", nargs=-1, required=True, metavar="CORPUS...", type=SOURCE)
 @click.option(
     "-o",
     "--output",

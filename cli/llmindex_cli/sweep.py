@@ -10,7 +10,7 @@ import click
 from llmindex.encode.prompts import PLACE
 from llmindex_cli.console import Column, note, plain, print_json, print_table
 from llmindex_cli.encoder_options import fixed_options
-from llmindex_cli.options import Command, check_output, json_option
+from llmindex_cli.options import FILE, Command, check_output, json_option
 from llmindex_cli.progress import progress
 from llmindex_cli.scores import percent
 
@@ -46,7 +46,7 @@ def split_layers(ctx: click.Context, param: click.Parameter, values: tuple[str, 
         ),
     ),
 )
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @click.option(
     "--prompts",
     multiple=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llmindex_cli.console import Column, count, duration, note, plain, print_facts, print_json, print_table, say
-from llmindex_cli.options import Command, json_option
+from llmindex_cli.options import FILE, Command, json_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SAMPLE = 2000
         ("Keep the checkpoint that clusters best", "llmindex train a.parquet b.parquet -o runs/c --evaluate c.parquet"),
     ),
 )
-@click.argument("pairs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PAIRS...")
+@click.argument("pairs", nargs=-1, required=True, type=FILE, metavar="PAIRS...")
 @click.option(
     "-o",
     "--output",
@@ -59,7 +59,7 @@ SAMPLE = 2000
 @click.option(
     "--evaluate",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Labelled texts (Parquet, columns text and label) to choose the checkpoint by, at their mean V-measure; may "
     "be repeated. [default: the mean reciprocal rank of held-out pairs]",

@@ -13,7 +13,7 @@ from typing import IO
 
 from llmindex.corpus.formats import READ_ENDINGS, ending_of
 from llmindex.corpus.source import SourceFile, counted, readable, reading
-from llmindex.errors import CorpusError, StorageError
+from llmindex.errors import CorpusError, StorageError, missing
 from llmindex.folder import is_index
 
 STDIN = "-"
@@ -29,7 +29,7 @@ def find_files(source: str) -> list[SourceFile]:
         CorpusError: there is none, or one that is named outright cannot be read as a corpus.
     """
     if not source:
-        raise CorpusError('no such file: "" (the name is empty)')
+        raise CorpusError(missing('""') + " (the name is empty)")
     path = Path(source)
     with reading(readable(source)):
         if path.is_dir():
@@ -39,10 +39,10 @@ def find_files(source: str) -> list[SourceFile]:
         if path.is_symlink():
             raise _broken_link(path)
     if not glob.has_magic(source):
-        raise CorpusError(f"no such file: {readable(source)}")
+        raise CorpusError(missing(readable(source)))
     matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  (pathlib takes no absolute patterns)
     if not matches:
-        raise CorpusError(f"no such file: {readable(source)} (the pattern matches nothing)")
+        raise CorpusError(f"{missing(readable(source))} (the pattern matches nothing)")
     return _matched([Path(match) for match in matches], readable(source))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from llmindex.errors import CorpusError
+from llmindex.errors import CorpusError, unreadable
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 4 << 20
@@ -129,8 +129,8 @@ def reading(label: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, OverflowError, RecursionError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise CorpusError(f"cannot read {label}: {error.strerror}") from error
+        if isinstance(error, OSError) and error.errno:
+            raise CorpusError(unreadable(label, error)) from error
         reason = one_line(str(error)) or type(error).__name__
         raise CorpusError(f"cannot read {label}: {reason} (the file may be damaged or incomplete)") from error
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from llmindex.encode import prompts
 from llmindex.encode.spec import EncoderSpec
-from llmindex.errors import AdapterError, NoEffect, UsageError
+from llmindex.errors import AdapterError, NoEffect, UsageError, unreadable
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -81,13 +81,16 @@ def read(folder: Path) -> Adapter:
         kind = str(config["peft_type"])
         alpha = _alpha(config["lora_alpha"]) if kind == "LORA" else 0.0
         _check_pattern(config.get("alpha_pattern"))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, re.error) as error:
+        weights_bytes = weights.read_bytes()
+    except OSError as error:
+        raise AdapterError(unreadable(error.filename, error)) from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, re.error) as error:
         raise AdapterError(f'adapter "{folder}" is damaged: {CONFIG_NAME}: {error}') from error
     _check_plain(folder, kind, config)
     counted = [alpha, config.get("alpha_pattern") or {}, bool(config.get("use_rslora"))]
     counted.append(bool(config.get("fan_in_fan_out")))
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
-    digest.update(weights.read_bytes())
+    digest.update(weights_bytes)
     if (folder / WHITENING_NAME).is_file():
         digest.update((folder / WHITENING_NAME).read_bytes())
     return Adapter(folder, config, digest.hexdigest())
@@ -103,7 +106,9 @@ def read_spec(file: Path) -> EncoderSpec:
         spec = EncoderSpec.from_json(json.loads(file.read_text(encoding="utf-8")))
         for template in (spec.prompt, spec.query_prompt):
             prompts.resolve(template)
-    except (OSError, ValueError, RecursionError, UsageError) as error:
+    except OSError as error:
+        raise AdapterError(unreadable(file, error)) from error
+    except (ValueError, RecursionError, UsageError) as error:
         raise AdapterError(f"{file} is damaged: {error}") from error
     if spec.whitened and spec.adapter_sha256 is None:
         raise AdapterError(f"{file} is damaged: whitened is true, but it names no adapter to bring a whitening")

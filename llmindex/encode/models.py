@@ -17,7 +17,7 @@ from pathlib import Path
 from llmindex.encode import adapter, embedded
 from llmindex.encode.adapter import Adapter
 from llmindex.encode.spec import EncoderSpec
-from llmindex.errors import AdapterError, ModelError
+from llmindex.errors import AdapterError, ModelError, unreadable
 
 DEFAULT = "default"
 BASE = "default-base"
@@ -191,7 +191,7 @@ def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = 
     elif _HUB_NAME.fullmatch(name) and not Path(name).exists():
         folder = _fetch(name, revision, trust_remote_code)
     else:
-        raise ModelError(f'no model "{name}": not a folder, nor "default", nor the form of a hub name (owner/name)')
+        raise _unknown(name, f'neither "{DEFAULT}", nor a folder here, nor of the form of a hub name (owner/name)')
     if (folder / EXPORT_RECORD).is_file():
         # Its prompts, pooling and whitening are written for the other tool; as a backbone it would do without them.
         raise ModelError(
@@ -246,17 +246,16 @@ def _fetch(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     except RevisionNotFoundError as error:
         raise ModelError(f'model "{name}" has no revision "{revision}"') from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(
-            f'no model "{name}": not a folder here and not on the hub (private ones need HF_TOKEN); '
-            "`llmindex models` lists what is at hand"
-        ) from error
+        raise _unknown(name, "neither a folder here nor on the hub (private ones need HF_TOKEN)") from error
     except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f'model "{name}" is neither a folder here nor in the hub cache, and the hub cannot be reached '
-            "(offline?); `llmindex models` lists what is at hand"
-        ) from error
+        why = "neither a folder here nor in the hub's cache, and the hub cannot be reached (offline?)"
+        raise _unknown(name, why) from error
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f'cannot fetch model "{name}": {one_line(error)}') from error
+
+
+def _unknown(name: str, why: str) -> ModelError:
+    return ModelError(f'no model "{name}": {why}; `llmindex models` lists what is at hand')
 
 
 def _identity(folder: Path) -> str:
@@ -283,7 +282,9 @@ def _identity(folder: Path) -> str:
         for file in weights:
             for piece in _tensor_samples(file):
                 digest.update(piece)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise ModelError(unreadable(error.filename, error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f'model "{folder}" is damaged: {one_line(error)}') from error
     return digest.hexdigest()
 

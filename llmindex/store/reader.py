@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llmindex.errors import CorruptStore, StorageError, UsageError
+from llmindex.errors import CorruptStore, StorageError, UsageError, unreadable
 from llmindex.records import Rows, Vectors
 from llmindex.store.files import check_name
 from llmindex.store.manifest import Manifest, ShardRecord
@@ -183,10 +183,10 @@ class VectorStore:
                     fault = f"{error.filename or error} is missing or has another size than the manifest says"
                     raise CorruptStore(f"{fault}; restore it, or build the index again") from error
             except OSError as error:
-                hint = "; raise the limit (`ulimit -n`)" if error.errno == errno.EMFILE else ""
-                raise StorageError(
-                    f"cannot open the {len(manifest.shards):,} shards of {folder}: {error}{hint}"
-                ) from error
+                refused = unreadable(error.filename or folder, error)
+                if error.errno == errno.EMFILE:
+                    refused += f" for its {len(manifest.shards):,} shards; raise the limit (`ulimit -n`)"
+                raise StorageError(refused) from error
 
     @property
     def count(self) -> int:

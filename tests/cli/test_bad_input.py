@@ -1,6 +1,7 @@
 """Bad input is answered by an exit code and one line that names the culprit; what was on disk stays valid."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -251,3 +252,54 @@ def test_standard_input_that_is_closed(tmp_path: Path) -> None:
     running = start("search", "-", "-i", "x", cwd=tmp_path)
     _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (2, b"Error: no queries on standard input: expected one a line\n")
+
+
+MISSING = {
+    "build": ("build", "{}.jsonl", "-o", "x.llmindex"),
+    "encode": ("encode", "{}.jsonl", "-o", "x.npy"),
+    "pairs": ("pairs", "{}.jsonl", "-o", "x.parquet"),
+    "train": ("train", "{}.parquet", "-o", "run"),
+    "sweep": ("sweep", "{}.parquet"),
+    "evaluate": ("evaluate", "sts", "{}.parquet"),
+    "attention": ("attention", "--file", "{}.parquet"),
+}
+
+
+@pytest.mark.parametrize("command", list(MISSING.values()), ids=MISSING)
+def test_a_missing_file_is_told_of_in_the_same_words_by_every_command(
+    command: tuple[str, ...], llmindex: Llmindex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [part.format("missing") for part in command]
+    (name,) = (part for part in arguments if part.startswith("missing"))
+    ended = llmindex(*arguments)
+    assert (ended.code, ended.out, ended.err) == (1, "", f"Error: no such file: {name}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+UNREADABLE = {
+    "build": (*MISSING["build"], "{}.jsonl"),
+    "sweep": (*MISSING["sweep"], "{}.parquet"),
+    "recipe": ("train", "pairs.parquet", "-o", "run", "--recipe", "{}.toml", "{}.toml"),
+    "info": ("info", "-i", "{}", "{}/manifest.json"),
+    "model": ("encode", "docs.jsonl", "-o", "x.npy", "--model", "{}/encoder.json", "{}/encoder.json"),
+}
+
+
+@pytest.mark.parametrize("command", list(UNREADABLE.values()), ids=UNREADABLE)
+def test_a_file_that_may_not_be_read_is_told_of_in_the_same_words_by_every_command(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    if os.geteuid():
+        as_anybody = []
+    elif setpriv := shutil.which("setpriv"):  # root reads what nobody may, but for this
+        as_anybody = [setpriv, "--inh-caps=-all", "--bounding-set=-all"]
+    else:
+        pytest.skip("root may read anything")
+    write(tmp_path, "docs.jsonl", '{"text": "a text"}\n')
+    *arguments, name = (part.format("closed") for part in command)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write(tmp_path, name, "x").chmod(0)
+    program = [*as_anybody, sys.executable, "-m", "llmindex_cli", *arguments]
+    ended = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"Error: cannot read {name}: Permission denied\n")

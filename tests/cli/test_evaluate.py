@@ -89,7 +89,7 @@ def test_retrieval_and_its_index(llmindex: Llmindex, data: Path, tiny_model: Pat
     [
         (("clustering", "topics.parquet", "--label-column", "topic"), 1, 'has no column "topic"'),
         (("clustering", "one.parquet"), 1, "has one class only"),
-        (("clustering", "missing.parquet"), 1, "there is no file missing.parquet"),
+        (("clustering", "missing.parquet"), 1, "no such file: missing.parquet"),
         (("clustering", "set"), 1, "set is a folder; name a Parquet file"),
         (("retrieval", "topics.parquet"), 1, "there is no folder topics.parquet; name one that holds corpus.parquet"),
         (("sts", "topics.parquet"), 1, 'has no column "sentence1"'),

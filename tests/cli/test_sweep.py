@@ -60,7 +60,7 @@ def test_json_and_a_template_with_a_comma(llmindex: Llmindex, data: Path, tiny_m
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("missing.parquet",), 1, "there is no file missing.parquet"),
+        (("missing.parquet",), 1, "no such file: missing.parquet"),
         (("topics.parquet", "--poolings", "men"), 2, 'unknown pooling "men"'),
         (("topics.parquet", "--prompts", "elo"), 2, 'did you mean "eol"'),
         (("topics.parquet", "--layers", "1,x"), 2, "'1,x' is not a list of whole numbers"),

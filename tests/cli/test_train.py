@@ -111,7 +111,7 @@ def test_bad_input(llmindex: Llmindex, here: Path) -> None:
     pairs = here / "pairs.parquet"
     refused(1, 'has no column "text" (columns: question)', wrong, *recipe)
     refused(1, f'{empty}, row 1: "text" is empty', empty, *recipe)
-    refused(1, f"there is no file {here / 'none.parquet'}", here / "none.parquet", *recipe)
+    refused(1, f"no such file: {here / 'none.parquet'}", here / "none.parquet", *recipe)
     refused(1, 'unknown key "optim.step"; did you mean "optim.steps"?', pairs, *recipe, "--set", "optim.step=3")
     refused(1, "must have the form section.key=value", pairs, *recipe, "--set", "steps=3")
     refused(1, "optim.steps must not be negative, not -1", pairs, *recipe, "--set", "optim.steps=-1")

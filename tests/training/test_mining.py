@@ -208,7 +208,7 @@ def test_columns_in_other_layouts(index: Path, tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="there is no file"):
+    with pytest.raises(CorpusError, match="no such file:"):
         mine([tmp_path / "none.parquet"], index, tmp_path / "mined.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"no")
     with pytest.raises(CorpusError, match="cannot be read as Parquet"):

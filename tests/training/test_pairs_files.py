@@ -73,7 +73,7 @@ def test_identity_is_that_of_the_rows(tmp_path: Path) -> None:
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
-    assert refused(tmp_path / "none.parquet") == f"there is no file {tmp_path}/none.parquet"
+    assert refused(tmp_path / "none.parquet") == f"no such file: {tmp_path}/none.parquet"
     assert refused(tmp_path) == f"{tmp_path} is a folder; name a Parquet file"
     (tmp_path / "text.parquet").write_text("hello", encoding="utf-8")
     assert refused(tmp_path / "text.parquet").startswith(f"{tmp_path}/text.parquet cannot be read as Parquet")

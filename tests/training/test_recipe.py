@@ -176,7 +176,7 @@ def test_files(tmp_path: Path) -> None:
     assert recipes.load(str(path)) == Recipe(optim=Optim(steps=7))
     for content, why in [
         (b"[optim\n", "is not valid TOML"),
-        (b"\xff", "cannot read recipe"),
+        (b"\xff", "is not UTF-8"),
         (b"optim = 3\n", "optim must be a table"),
         (b"[optim.steps]\n", "optim.steps must be a whole number"),
         (

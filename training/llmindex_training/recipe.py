@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llmindex.encode import prompts
 from llmindex.encode.spec import Attention, Pooling
-from llmindex.errors import RecipeError, UsageError
+from llmindex.errors import RecipeError, UsageError, unreadable
 
 Schedule = Literal["linear", "cosine", "constant"]
 Batches = Literal["mixed", "source"]
@@ -236,8 +236,10 @@ def changes(old: Recipe, new: Recipe) -> list[str]:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read recipe {path}: {error}") from error
+    except OSError as error:
+        raise RecipeError(unreadable(path, error)) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not UTF-8: {error}") from error
 
 
 def _parse(setting: str) -> tuple[str, str, Any]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from llmindex.corpus.column_types import invalid_utf8, is_text
 from llmindex.corpus.formats import ending_of
-from llmindex.errors import CorpusError
+from llmindex.errors import CorpusError, missing, unreadable
 from llmindex.store.files import check_name
 
 
@@ -22,11 +22,13 @@ def open_file(path: Path) -> pq.ParquetFile:
         UsageError: its name is not UTF-8.
     """
     if not path.is_file():
-        raise CorpusError(f"{path} is a folder; name a Parquet file" if path.is_dir() else f"there is no file {path}")
+        raise CorpusError(f"{path} is a folder; name a Parquet file" if path.is_dir() else missing(path))
     check_name(path)
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise CorpusError(unreadable(path, error)) from error
         ending = ending_of(path.name)
         if ending is not None and ending.format != "parquet":
             raise CorpusError(f"{path} is not a Parquet file, which is what is read here; convert it first") from error
