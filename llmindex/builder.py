@@ -345,8 +345,7 @@ def _check_options(
     sources: Sequence[str | Path] | pa.Table, factory: str | None, recall: float, memory: int | None
 ) -> None:
     """Refuse what needs no document to be refused."""
-    if not 0 < recall <= 1:
-        raise UsageError(f"--recall {recall} must be above 0 and at most 1")
+    planner.check_recall(recall)
     planner.check_together(factory, memory)
     if not isinstance(sources, pa.Table) and STDIN in map(str, sources):
         planner.check_least(memory)  # the documents may be hours in coming; of files, the refusal can wait and say more

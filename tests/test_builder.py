@@ -127,7 +127,7 @@ def test_again_says_complete_and_changes_nothing(corpus: Path, encoder: Encoder,
         ({"vector_dtype": "float32"}, UsageError, "stores vectors as float16, not float32"),
         ({"corpus": CorpusOptions(id_column="year")}, CorpusError, "another corpus"),
         ({"factory": "Flatt"}, UsageError, 'unknown FAISS factory string "Flatt"'),
-        ({"recall": 0.0}, UsageError, "--recall 0.0 must be above 0"),
+        ({"recall": 0.0}, UsageError, "recall must be above 0 and at most 1, got 0.0"),
     ],
 )
 def test_a_build_of_another_making_is_refused(

@@ -10,7 +10,16 @@ from llmindex.errors import StorageError, UsageError, reindex_command
 from llmindex.index.effort import find_effort, measure, tune
 from llmindex.index.faiss_index import Index, map_index, with_gpu
 from llmindex.index.lists import are_last, write_lists
-from llmindex.index.planner import DEFAULT_RECALL, ROUNDS, IndexPlan, faiss_reason, plan, require_faiss, rescoring
+from llmindex.index.planner import (
+    DEFAULT_RECALL,
+    ROUNDS,
+    IndexPlan,
+    check_recall,
+    faiss_reason,
+    plan,
+    require_faiss,
+    rescoring,
+)
 from llmindex.index.recall import SAMPLE, draw_sample, gather
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.files import hash_file, make_folder, replacing, sync
@@ -31,8 +40,7 @@ def choose(store: VectorStore, *, factory: str | None, recall: float, memory: in
             reaches the recall in so much memory.
         MissingPackage: a factory string is given, and FAISS is not installed.
     """
-    if not 0 < recall <= 1:
-        raise UsageError(f"--recall must be above 0 and at most 1, got {recall}")
+    check_recall(recall)
     if not store.count:
         raise UsageError(f"{store.path} holds no documents: there is nothing to index")
     return plan(store.count, store.dim, factory, recall=recall, memory=memory)

@@ -209,6 +209,16 @@ def _too_little(count: int, dim: int, recall: float, memory: int) -> UsageError:
     )
 
 
+def check_recall(recall: float) -> None:
+    """Refuse a recall that is none.
+
+    Raises:
+        UsageError: it is not above 0 and at most 1.
+    """
+    if not 0 < recall <= 1:
+        raise UsageError(f"recall must be above 0 and at most 1, got {recall}")
+
+
 def check_together(factory: str | None, memory: int | None) -> None:
     """Find out, before anything is read, whether both were given, each of which chooses the index.
 

@@ -54,11 +54,13 @@ class Searcher:
                 such as ``"year >= 2020 AND lang = 'en'"``, or an expression of ``pyarrow.compute``.
 
         Raises:
-            UsageError: k is below 1, min_score is not a number, or where is not a condition on these columns.
+            UsageError: a query is blank or not UTF-8, k is below 1, min_score is not a number, or where is not a
+                condition on these columns.
             MissingPackage: where is SQL, and duckdb is not installed.
             ModelError: the index's model is not there any more.
             SpecMismatch: it has changed since.
         """
+        _check_texts(queries)
         index = self._among(k, min_score, where)  # before the model is loaded, which takes its time
         if not queries or not index.count:
             return [[] for _ in queries]
@@ -112,6 +114,17 @@ def _hit(rank: int, row: int, score: float, document: dict[str, object]) -> Hit:
 
 def _check(k: int, min_score: float | None) -> None:
     if k < 1:
-        raise UsageError(f"-k {k} must be at least 1")
+        raise UsageError(f"k must be at least 1, got {k}")
     if min_score is not None and math.isnan(min_score):
-        raise UsageError("--min-score must be a number, not nan")
+        raise UsageError("min_score must be a number, got nan")
+
+
+def _check_texts(queries: Sequence[str]) -> None:
+    # A blank one would be answered, too: by the documents nearest to the prompt alone.
+    for number, query in enumerate(queries, 1):
+        if not query.strip():
+            raise UsageError(f"query {number} is empty")
+        try:
+            query.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"query {number} ({query!r}) is not valid UTF-8") from error
