@@ -69,6 +69,7 @@ class BuildPlan:
     """What a build would take.
 
     Attributes:
+        path: the index folder.
         documents: rows with usable text.
         text_columns: the columns that the texts come from; none where whole files are texts.
         bad_rows: rows that would be left out, by kind.
@@ -87,6 +88,7 @@ class BuildPlan:
         dtype: what it would compute in.
     """
 
+    path: Path
     documents: int
     text_columns: tuple[str, ...]
     bad_rows: Mapping[str, int]
@@ -106,7 +108,7 @@ class BuildPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
-        return asdict(self)
+        return asdict(self) | {"path": str(self.path)}
 
 
 def build(
@@ -126,7 +128,8 @@ def build(
 
     Args:
         sources: files, folders or globs, ``"-"`` for standard input, or a table with the documents.
-        index: the index folder; ``<first source's name>.llmindex`` in the working directory by default.
+        index: the index folder; by default ``<name>.llmindex`` in the working directory, by the name of the first
+            source, or of the folder of a glob.
         encoder: a loaded encoder, or how to load one; the embedded default if left out.
         corpus: which columns to read and what to do with bad rows.
         vector_dtype: how vectors are stored.
@@ -145,7 +148,7 @@ def build(
     listed = _listed(sources)
     _check_options(listed, factory, recall, memory)
     with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
-        path = Path(index) if index is not None else Path(f"{opened.name}.llmindex")
+        path = _place(index, opened)
         model = helpers.load(encoder)
         if overwrite and resuming.is_begun(path, opened, model, vector_dtype, on_progress):
             overwrite = False
@@ -223,6 +226,7 @@ def plan(
         footprint = planned.footprint
         stored = documents * dim * (2 if vector_dtype == "float16" else 4)
         return BuildPlan(
+            path=_place(index, opened),
             documents=documents,
             text_columns=opened.text_columns,
             bad_rows=bad_rows,
@@ -241,6 +245,10 @@ def plan(
             device=str(model.placement.device),
             dtype=model.dtype,
         )
+
+
+def _place(index: str | Path | None, corpus: Corpus) -> Path:
+    return Path(index) if index is not None else Path(f"{corpus.name}.llmindex")
 
 
 def _check_index(

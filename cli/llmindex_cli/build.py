@@ -36,7 +36,7 @@ STREAM = ("read", "encode", "write")
     "index",
     type=FILE,
     metavar="INDEX",
-    help="The index folder. [default: <name of the first corpus>.llmindex here]",
+    help="The index folder. [default: <name of the first corpus, or of a glob's folder>.llmindex here]",
 )
 @click.option(
     "--overwrite",
@@ -94,6 +94,7 @@ def command(
 def _print_plan(plan: "BuildPlan") -> None:
     print_facts(
         {
+            "folder": str(plan.path),
             "documents": f"{plan.documents:,}",
             **_text(plan),
             **_losses(plan),

@@ -56,7 +56,7 @@ class Corpus:
         schema: id and text (strings, never null), then the other columns in their Arrow types.
         rows: rows in all sources, bad ones included.
         text_columns: whose values are the texts; none where whole files are texts.
-        name: of the first source, without its ending; "stdin" or "table" where it has none.
+        name: of the first source, without its ending; of a pattern's folder; "stdin" or "table" where it has none.
         record: what sources are read and how, as JSON values; equal records give equal windows.
     """
 
@@ -105,7 +105,7 @@ class Corpus:
         with ExitStack() as resources:
             files = _all_files(names, resources)
             opened = _open_all(files, _common_folder(names), on_progress)
-            corpus = cls(opened, options, _name_of(names[0], files[0]))
+            corpus = cls(opened, options, _name_of(names[0]))
             corpus._resources = resources.pop_all()
         return corpus
 
@@ -218,11 +218,12 @@ def _common_folder(names: Sequence[str]) -> Path:
     return Path(os.path.commonpath(folders)) if folders else Path()
 
 
-def _name_of(name: str, file: SourceFile) -> str:
+def _name_of(name: str) -> str:
     if name == STDIN:
-        return file.label
-    folder = absolute(Path(name))
-    return stem((folder if folder.is_dir() else file.path).name) or "corpus"
+        return "stdin"
+    # A pattern's is its folder's, as if that were named: the first match may be another when the build is run again.
+    path = Path(name) if Path(name).exists() else folder_of(name)
+    return stem(absolute(path).name) or "corpus"
 
 
 def _identities(sources: Sequence[Source]) -> list[dict[str, Any]]:

@@ -98,6 +98,7 @@ def test_plan_writes_nothing(
     facts = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
     assert facts["documents"] == "120"
     assert {"tokens", "time", "disk", "memory", "model", "index"} <= set(facts)
+    assert facts["folder"] == "documents.llmindex"
     planned = json.loads(llmindex("build", documents, "--model", tiny_model, "--plan", "--json").out)
     assert planned["documents"] == 120
     assert list(tmp_path.iterdir()) == []
