@@ -103,12 +103,14 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
     Documents that belong to no cluster are noise, label -1.
     """
     from llmindex.cluster import map as cluster_map
+    from llmindex.cluster import saved
 
     for path in plot:
         cluster_map.check_path(path)  # before the clustering, which may take minutes, rather than after it
     opened = open_index(index)
     if not opened.store.count:
         raise UsageError(f"{index} holds no documents yet: run its build again")
+    replaces = options["name"] in saved.names(opened.store)
     with progress() as on_progress:
         clustering = opened.cluster(on_progress=on_progress, **options)
         file = opened.path / "clusters" / f"{clustering.options.name}.parquet"
@@ -125,6 +127,14 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
         for written in (output, *plot):
             if written is not None:
                 say(f"Wrote {plain(str(written))}")
+    if not clustering.clusters:
+        _note_none_found(clustering.options, replaces)
+
+
+def _note_none_found(options: ClusterOptions, replaces: bool) -> None:
+    size = options.min_cluster_size
+    lost = f'; the clustering "{options.name}" that was there is replaced (--name keeps both)' if replaces else ""
+    note(f"No {size:,} documents are dense enough to be a cluster: try a smaller --min-cluster-size{lost}.")
 
 
 def _summary(clustering: "Clustering", file: Path) -> Mapping[str, Any]:
@@ -175,6 +185,3 @@ def _print(clustering: "Clustering", store: "VectorStore") -> None:
         f"{count(noise, 'documents')} ({clustering.noise_share:.1%}){placed}; {duration(clustering.seconds)}; "
         f'kept as "{clustering.options.name}"'
     )
-    if not clusters:
-        size = clustering.options.min_cluster_size
-        note(f"No {size:,} documents are dense enough to be a cluster: try a smaller --min-cluster-size.")

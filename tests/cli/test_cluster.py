@@ -93,4 +93,9 @@ def test_a_png_needs_matplotlib(llmindex: Llmindex, index: Path, monkeypatch: py
 def test_no_cluster_at_all(llmindex: Llmindex, index: Path) -> None:
     ended = llmindex("cluster", "-i", index, "--min-cluster-size", "100")
     assert ended.out.startswith("0 clusters of 120 documents; noise 120 documents (100.0%); ")
-    assert ended.err.endswith("No 100 documents are dense enough to be a cluster: try a smaller --min-cluster-size.\n")
+    none_found = "No 100 documents are dense enough to be a cluster: try a smaller --min-cluster-size"
+    assert ended.err.endswith(f"{none_found}.\n")
+    again = llmindex("cluster", "-i", index, "--min-cluster-size", "100", "--json")
+    assert json.loads(again.out)["clusters"] == []
+    lost = 'the clustering "default" that was there is replaced (--name keeps both)'
+    assert again.err.endswith(f"{none_found}; {lost}.\n")
