@@ -1,5 +1,6 @@
 """What a store gives back: every vector, text and column as it was appended, also while another process writes."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 import llmindex
 from llmindex.cluster.saved import names
 from llmindex.errors import CorruptStore, UsageError
-from llmindex.store import writer
+from llmindex.store import reader, writer
 from llmindex.store.manifest import Manifest, VectorDtype
 from llmindex.store.reader import VectorStore
 from llmindex.store.verify import outdated_clusterings, verify
@@ -175,6 +176,21 @@ def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
 
 
 # Reading while another process writes
+
+
+def test_more_shards_than_a_process_may_have_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SHARD_ROWS", 1)
+    monkeypatch.setattr(reader, "_MANY_SHARDS", 20)
+    vectors = make_vectors(40, 8)
+    make_store(tmp_path / "x", vectors, "float32", window=1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(file.name) for file in Path("/proc/self/fd").iterdir()}
+    twenty_free = [number for number in range(1_000) if number not in taken][20]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (twenty_free, limits[1]))
+    try:
+        np.testing.assert_array_equal(VectorStore.open(tmp_path / "x").vectors(), vectors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_reader_goes_on_with_the_new_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ Methods may be called from several threads.
 import difflib
 import errno
 import mmap
+import resource
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -30,6 +32,9 @@ _NO_DOCUMENTS: Final = pa.schema(
     [pa.field("id", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]
 )
 
+
+# A mapped file keeps its descriptor, and processes usually may have some hundreds or a thousand.
+_MANY_SHARDS: Final = 100
 
 # Of an id in a message: ids can be as long as a text.
 _SHOWN: Final = 100
@@ -141,6 +146,13 @@ def _check_text(id_: str) -> None:
         raise UsageError(f"the id {id_[:_SHOWN]!a} is not UTF-8, as all ids are") from error
 
 
+def _allow_more_files() -> None:
+    """Raise the process's own limit of open files to the most that the system lets it have."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, OSError):  # where that has no limit, the system may ask for a number
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _damaged(path: Path) -> CorruptStore:
     return CorruptStore(f"{path} is damaged; `llmindex verify` names every file at fault")
 
@@ -164,6 +176,8 @@ class VectorStore:
     def open(cls, path: str | Path) -> "VectorStore":
         """Open an index folder; one that holds no documents yet can be opened, too.
 
+        Every shard keeps a file open: for many, the process's own limit of these is raised as far as it may be.
+
         Raises:
             UsageError: the path is not UTF-8.
             IndexNotFound: there is none.
@@ -173,6 +187,8 @@ class VectorStore:
         folder = Path(path)
         check_name(folder)
         manifest = Manifest.load(folder)
+        if len(manifest.shards) > _MANY_SHARDS:
+            _allow_more_files()
         while True:
             try:
                 return cls(folder, manifest, [_Shard(folder / shard.file, shard) for shard in manifest.shards])
