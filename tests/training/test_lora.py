@@ -1,12 +1,17 @@
 """The fast LoRA layer: peft's own numbers without dropout, and dropout as torch means it."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from llmindex_training import lora
+from llmindex.errors import RecipeError
+from llmindex_training import adapter, lora
+from tests.training_runs import tiny_recipe
 
 
 def adapted(*, fast: bool, dropout: float = 0.0, rank: int = 4, width: int = 12) -> nn.Module:
@@ -92,3 +97,47 @@ def test_dropout_keeps_the_mean_of_what_the_adapter_adds() -> None:
         spread = (expected - layer.base_layer(x)[0]).abs().max()
     torch.testing.assert_close(mean, expected, rtol=0, atol=float(0.05 * spread))
     assert not torch.equal(dropped(x), layer(x))
+
+
+# Which layers
+
+
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+# The first layer's projections are linear layers of the names that the second's experts have.
+EXPERTS = {"num_hidden_layers": 2, "num_key_value_heads": 2, "moe_intermediate_size": 8}
+EXPERTS |= {"n_routed_experts": 2, "num_experts_per_tok": 1, "first_k_dense_replace": 1}
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")  # peft's own, for the experts
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("kind", "config", "targets", "why"),
+    [
+        (
+            "glm4_moe",
+            TINY | EXPERTS,
+            ("q_proj", "up_proj", "gate_proj"),
+            "model.lora_targets: gate_proj, up_proj are names of the model's experts, too, whose adapter cannot be "
+            "merged; leave them out",
+        ),
+        # What each step computes with such a layer's weights has nothing of its adapter.
+        ("mamba", TINY, ("out_proj",), "model.lora_targets: .*'out_proj'.* incompatible with Mamba"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_before_it_is_trained(
+    tiny_model: Path,
+    tmp_path: Path,
+    kind: str,
+    config: dict[str, int],
+    targets: tuple[str, ...],
+    why: str,
+    dropout: float,
+) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    made = AutoConfig.for_model(kind, vocab_size=400, **config)
+    AutoModel.from_config(made).save_pretrained(tmp_path / "model")
+    recipe = tiny_recipe(tmp_path / "model", f"model.lora_targets={list(targets)}", f"model.lora_dropout={dropout}")
+    with pytest.raises(RecipeError, match=why):
+        adapter.attach(adapter.load_base(recipe, "cpu"), recipe)

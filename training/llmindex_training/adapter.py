@@ -4,7 +4,6 @@ The adapter is trained on the bare decoder, whose layers it names; peft's wrappi
 differently, and such an adapter would silently load nothing onto a bare decoder.
 """
 
-import difflib
 import importlib.util
 import json
 import logging
@@ -140,7 +139,7 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
         the decoder as peft wraps it, for saving and for the optimiser.
 
     Raises:
-        RecipeError: a name in ``model.lora_targets`` is not that of linear layers of the decoder.
+        RecipeError: a name in ``model.lora_targets`` is not that of linear layers of the decoder, and of these alone.
         AdapterError: the base's adapter does not fit the decoder.
         MissingPackage: quantised training without bitsandbytes.
     """
@@ -151,7 +150,7 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
     options = recipe.model
     start = _find(options).adapter
     if start is None:  # the layers of one that is trained further are named by its weights
-        _check_targets(encoder.backbone.model, options.lora_targets)
+        lora.check_targets(encoder.backbone.model, options.lora_targets)
     if options.quantize:
         _quantize(encoder)
         prepare_model_for_kbit_training(encoder.backbone.model, use_gradient_checkpointing=False)
@@ -175,10 +174,10 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
             wrapped = get_peft_model(encoder.backbone.model, config)
     except ValueError as error:
-        raise RecipeError(
-            f"model.lora_targets = {', '.join(options.lora_targets)}: {type(encoder.backbone.model).__name__} has no "
-            "such linear layers"
-        ) from error
+        lora.check_merges(config, options.lora_targets)
+        # Such as layers whose weights the model computes with by itself.
+        raise RecipeError(f"model.lora_targets: {models.one_line(error)}") from error
+    lora.check_merges(config, options.lora_targets)
     if start is not None:
         _fill(wrapped, start.folder)
     return wrapped
@@ -200,24 +199,6 @@ def unquantized(recipe: Recipe, weights: Path) -> Encoder:
     encoder = load_base(in_full, "cpu")
     _fill(attach(encoder, in_full), weights)
     return encoder
-
-
-def _check_targets(model: Any, targets: Sequence[str]) -> None:  # noqa: ANN401 - a transformers model
-    """Refuse what peft would leave out without a word, and layers that cannot be merged when training is done."""
-    from transformers.pytorch_utils import Conv1D
-
-    modules = dict(model.named_modules())
-    linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear | Conv1D)}
-    known = sorted({name.rpartition(".")[2] for name in linear})
-    for target in targets:
-        meant = {name for name in modules if f".{name}".endswith(f".{target}")}
-        if not meant or meant - linear:
-            near = difflib.get_close_matches(target, known, n=1)
-            hint = f'did you mean "{near[0]}"? ' if near else ""
-            raise RecipeError(
-                f'model.lora_targets: {type(model).__name__} has no linear layers "{target}"; {hint}it has '
-                f"{', '.join(known)}"
-            )
 
 
 def save(
