@@ -3,8 +3,8 @@
 peft computes an adapter in the dtype of its weights, float32, and with it casts of all that goes in and comes out; and
 torch draws the masks of a CPU's dropout one value after the other. The two take a CPU longer than the layer itself.
 Here the product is computed in the backbone's dtype, added in place of a further pass, while the weights and
-their gradients stay float32; the masks come from NumPy's SFC64. What cannot have such a layer, or could not be merged with
-it when training is done, is refused beforehand.
+their gradients stay float32; the masks come from NumPy's SFC64. What cannot have such a layer, or could not be merged
+with it when training is done, is refused beforehand.
 """
 
 import difflib
