@@ -25,6 +25,11 @@ class Wrapping(NamedTuple):
     after: list[int]
     begins: bool
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens it adds to a text."""
+        return len(self.before) + len(self.after)
+
     @classmethod
     def of(cls, template: str, pooling: Pooling, tokenizer: Tokenizer) -> "Wrapping":
         """The wrapping of a template.
@@ -46,4 +51,4 @@ def room_for_text(templates: Iterable[str], pooling: Pooling, tokenizer: Tokeniz
     if positions is None:
         return sys.maxsize
     wrappings = [Wrapping.of(template, pooling, tokenizer) for template in templates]
-    return positions - max(len(wrapping.before) + len(wrapping.after) for wrapping in wrappings)
+    return positions - max(wrapping.tokens for wrapping in wrappings)

@@ -26,6 +26,7 @@ from llmindex.encode.adapter import WHITENING_NAME
 from llmindex.encode.encoder import Encoder, Role
 from llmindex.encode.models import one_line
 from llmindex.encode.settings import EncoderOptions
+from llmindex.encode.wrapping import Wrapping
 from llmindex.errors import LlmindexError, MissingPackage, ModelError, UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Vectors
@@ -33,7 +34,7 @@ from llmindex.store.files import check_name, make_folder, refused, storage_error
 from llmindex_training import export_card
 from llmindex_training.export_modules import OWN_POOLING, write_json, write_modules
 from llmindex_training.export_parity import ROLES, TEXTS, with_sentence_transformers, with_transformers
-from llmindex_training.export_tokenizer import Wrapping, conversational, templated
+from llmindex_training.export_tokenizer import conversational, templated
 
 logger = logging.getLogger(__name__)
 
@@ -176,14 +177,14 @@ def _check_expressible(encoder: Encoder) -> None:
             "sentence-transformers cannot express the pooling last_mean: it joins poolings without bringing each to "
             "unit length first; export --to transformers, or adapt with another pooling"
         )
-    query, document = (Wrapping.of(encoder, role) for role in ROLES)
+    query, document = (encoder.wrapping(role) for role in ROLES)
     lengths = {(len(wrapping.before), len(wrapping.after)) for wrapping in (query, document)}
     if spec.pooling == OWN_POOLING and len(lengths) > 1:
         raise UsageError(
             f"sentence-transformers cannot express the pooling {spec.pooling} with prompts of different lengths for "
             "queries and documents; export --to transformers, or take one prompt for both"
         )
-    wrapped = any(wrapping.before or wrapping.after for wrapping in (query, document))
+    wrapped = any(wrapping.tokens for wrapping in (query, document))
     if spec.pooling == "mean_text" and wrapped:
         raise UsageError(
             "sentence-transformers cannot express the pooling mean_text with a prompt: it cannot leave out the tokens "
@@ -208,16 +209,16 @@ def _write(encoder: Encoder, folder: Path, to: Target) -> None:
     with _silent():
         whole.backbone.model.save_pretrained(folder)
     source = AutoTokenizer.from_pretrained(str(models.locate(spec.backbone, spec.revision).folder))
-    wrappings: dict[Role, Wrapping] = {role: Wrapping.of(encoder, role) for role in ROLES}
+    wrappings: dict[Role, Wrapping] = {role: encoder.wrapping(role) for role in ROLES}
     same = wrappings["query"] == wrappings["document"]
     if to == "transformers":
-        _save_tokenizer(templated(source, wrappings["document"]), folder)
+        _save_tokenizer(templated(source, encoder, "document"), folder)
         if not same:
-            _save_tokenizer(templated(source, wrappings["query"]), folder / "query")
+            _save_tokenizer(templated(source, encoder, "query"), folder / "query")
         if encoder.whitening is not None:
             encoder.whitening.save(folder / WHITENING_NAME)
     else:
-        made = templated(source, wrappings["document"]) if same else conversational(source, encoder, wrappings)
+        made = templated(source, encoder, "document") if same else conversational(source, encoder)
         _save_tokenizer(made, folder)
         write_modules(encoder, wrappings, folder, same=same)
     shown = {key: value for key, value in spec.to_json().items() if key not in ("backbone", "adapter")}
@@ -272,7 +273,7 @@ def _check_parity(encoder: Encoder, folder: Path, to: Target, texts: Sequence[st
 
 
 def _way_out(encoder: Encoder, to: Target) -> str:
-    if to == "sentence-transformers" and Wrapping.of(encoder, "query") != Wrapping.of(encoder, "document"):
+    if to == "sentence-transformers" and encoder.wrapping("query") != encoder.wrapping("document"):
         return (
             "; with this model's tokenizer it cannot part two different prompts from the text: export --to "
             "transformers, or take one prompt for queries and documents"

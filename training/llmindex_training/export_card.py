@@ -7,8 +7,8 @@ from typing import Final
 from llmindex.encode import embedded, models
 from llmindex.encode.encoder import Role
 from llmindex.encode.spec import EncoderSpec, Pooling
+from llmindex.encode.wrapping import Wrapping
 from llmindex_training.export_modules import OWN_POOLING
-from llmindex_training.export_tokenizer import Wrapping
 
 _SENTENCE_TRANSFORMERS: Final = """\
 ```python

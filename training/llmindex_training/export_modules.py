@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llmindex.encode.encoder import Encoder, Role
-from llmindex.encode.spec import Pooling
+from llmindex.encode.spec import EncoderSpec, Pooling
+from llmindex.encode.wrapping import Wrapping
 from llmindex.store.files import make_folder
-from llmindex_training.export_tokenizer import Wrapping
 
 _MODES = {
     "last": "lasttoken",
@@ -39,7 +39,7 @@ def write_modules(encoder: Encoder, wrappings: Mapping[Role, Wrapping], folder: 
         same: whether queries and documents have the same prompt; else the tokenizer has a chat template for them.
     """
     spec = encoder.spec
-    write_json(folder / "sentence_bert_config.json", _input_config(spec.layer, wrappings, same=same))
+    write_json(folder / "sentence_bert_config.json", _input_config(spec, wrappings, same=same))
     width = encoder.backbone.hidden_size
     pooling = {"word_embedding_dimension": width, "include_prompt": True}
     pooling |= {
@@ -89,13 +89,14 @@ def _class(pooling: Pooling, module: str) -> str:
     return f"{_OWN_MODULE}.SuffixMean" if own else f"{_CLASSES}.{module}"
 
 
-def _input_config(layer: int, wrappings: Mapping[Role, Wrapping], *, same: bool) -> dict[str, Any]:
+def _input_config(spec: EncoderSpec, wrappings: Mapping[Role, Wrapping], *, same: bool) -> dict[str, Any]:
     """How texts go in and which layer's states come out; what is not said is the default, old versions' too."""
-    if same and layer == -1:
-        return {"max_seq_length": wrappings["document"].most, "do_lower_case": False}
+    most = {role: wrapping.tokens + spec.max_tokens for role, wrapping in wrappings.items()}
+    if same and spec.layer == -1:
+        return {"max_seq_length": most["document"], "do_lower_case": False}
     states = {
         "method": "forward",
-        "method_output_name": "last_hidden_state" if layer == -1 else ["hidden_states", layer],
+        "method_output_name": "last_hidden_state" if spec.layer == -1 else ["hidden_states", spec.layer],
     }
     config: dict[str, Any] = {
         "transformer_task": "feature-extraction",
@@ -104,7 +105,7 @@ def _input_config(layer: int, wrappings: Mapping[Role, Wrapping], *, same: bool)
     }
     if not same:
         config["modality_config"]["message"] = states | {"format": "flat"}
-        config |= {"query_length": wrappings["query"].most, "document_length": wrappings["document"].most}
+        config |= {"query_length": most["query"], "document_length": most["document"]}
     return config
 
 

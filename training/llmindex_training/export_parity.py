@@ -11,9 +11,9 @@ from torch import Tensor
 from llmindex.encode.encoder import Encoder, Role
 from llmindex.encode.pooling import POOLERS
 from llmindex.encode.whitening import Whitening
+from llmindex.encode.wrapping import Wrapping
 from llmindex.records import Vectors
 from llmindex_training.export_modules import OWN_POOLING
-from llmindex_training.export_tokenizer import Wrapping
 
 ROLES: tuple[Role, ...] = ("query", "document")
 
@@ -70,7 +70,7 @@ def with_transformers(folder: Path, encoder: Encoder) -> Embed:
     document = AutoTokenizer.from_pretrained(str(folder))
     own = folder / "query"
     tokenizers = {"document": document, "query": AutoTokenizer.from_pretrained(str(own)) if own.is_dir() else document}
-    wrappings = {role: Wrapping.of(encoder, role) for role in ROLES}
+    wrappings = {role: encoder.wrapping(role) for role in ROLES}
     whitening = Whitening.load(folder, encoder.backbone.hidden_size).to(device) if spec.whitened else None
 
     def span(mask_BT: Tensor, wrapping: Wrapping) -> Tensor:

@@ -10,53 +10,23 @@ goes on behind the text, and only the text is ever cut. Files that every user of
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from llmindex.encode import prompts
 from llmindex.encode.encoder import Encoder, Role
 from llmindex.encode.tokenizer import continuing
+from llmindex.encode.wrapping import Wrapping
 from llmindex.errors import ModelError
 
 # Of Unicode's private use area: it has no meaning to be lost.
 SEAM = "\ue0fe"
 
 
-@dataclass(frozen=True, slots=True)
-class Wrapping:
-    """What a role's prompt puts around a text.
-
-    Attributes:
-        before: token ids before the text, BOS included.
-        gap: white space that is tokenised with the text.
-        after: token ids after it, EOS included where the pooling wants it.
-        max_tokens: tokens of the text that are kept.
-        begins: whether nothing but BOS stands before the text.
-    """
-
-    before: tuple[int, ...]
-    gap: str
-    after: tuple[int, ...]
-    max_tokens: int
-    begins: bool
-
-    @classmethod
-    def of(cls, encoder: Encoder, role: Role) -> "Wrapping":
-        """The wrapping that an encoder's texts of a role get."""
-        found = encoder.wrapping(role)
-        return cls(tuple(found.before), found.gap, tuple(found.after), encoder.spec.max_tokens, found.begins)
-
-    @property
-    def most(self) -> int:
-        """Tokens of the longest row."""
-        return len(self.before) + self.max_tokens + len(self.after)
-
-
-def templated(source: Any, wrapping: Wrapping) -> Any:  # noqa: ANN401 - tokenizers of transformers
-    """A tokenizer that gives texts, the gap before each, the ids that the encoder gives them."""
+def templated(source: Any, encoder: Encoder, role: Role) -> Any:  # noqa: ANN401 - tokenizers of transformers
+    """A tokenizer that gives texts of a role, the gap before each, the ids that the encoder gives them."""
     from tokenizers import processors
 
+    wrapping = encoder.wrapping(role)
     backend = _copy_of(source)
     if not wrapping.begins:
         backend = continuing(backend)
@@ -71,10 +41,10 @@ def templated(source: Any, wrapping: Wrapping) -> Any:  # noqa: ANN401 - tokeniz
             if ids
         ],
     )
-    return _finished(source, backend, wrapping.most)
+    return _finished(source, backend, wrapping.tokens + encoder.spec.max_tokens)
 
 
-def conversational(source: Any, encoder: Encoder, wrappings: Mapping[Role, Wrapping]) -> Any:  # noqa: ANN401
+def conversational(source: Any, encoder: Encoder) -> Any:  # noqa: ANN401
     """A tokenizer whose chat template wraps a message as the task that it is told asks for, else as a document."""
     from tokenizers import pre_tokenizers, processors
 
@@ -83,8 +53,9 @@ def conversational(source: Any, encoder: Encoder, wrappings: Mapping[Role, Wrapp
     rest = backend.pre_tokenizer
     backend.pre_tokenizer = parting if rest is None else pre_tokenizers.Sequence([parting, rest])
     backend.post_processor = processors.TemplateProcessing(single=["$A"], pair=None, special_tokens=[])
-    made = _finished(source, backend, wrappings["document"].most)
-    start, end = _ends(source, encoder, wrappings["document"])
+    wrapping = encoder.wrapping("document")
+    made = _finished(source, backend, wrapping.tokens + encoder.spec.max_tokens)
+    start, end = _ends(source, encoder, wrapping)
     query, document = (_message(template, start, end) for template in (encoder.spec.query_prompt, encoder.spec.prompt))
     made.chat_template = (
         "{%- if messages | length != 1 -%}"
@@ -107,7 +78,7 @@ def _literal(text: str) -> str:
 
 def _ends(source: Any, encoder: Encoder, wrapping: Wrapping) -> tuple[str, str]:  # noqa: ANN401
     """BOS and EOS as they are written, where the encoder puts them."""
-    bos = source.bos_token if wrapping.before[:1] == (source.bos_token_id,) else ""
+    bos = source.bos_token if wrapping.before[:1] == [source.bos_token_id] else ""
     return bos or "", source.eos_token if encoder.spec.pooling == "eos" else ""
 
 
