@@ -1,5 +1,6 @@
 """What a store gives back: every vector, text and column as it was appended, also while another process writes."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from llmindex.store import reader, writer
 from llmindex.store.manifest import Manifest, VectorDtype
 from llmindex.store.reader import VectorStore
 from llmindex.store.verify import outdated_clusterings, verify
+from llmindex.store.where import qualifying
 from llmindex.store.writer import VectorWriter
 from tests.samples import (
     CORPUS,
@@ -238,6 +241,30 @@ def test_a_missing_or_damaged_shard_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CorruptStore, match=r"part-00000\.parquet is missing or has another size"):
         VectorStore.open(index)
+
+
+def test_a_shard_with_damaged_types_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SHARD_ROWS", 3)
+    index = tmp_path / "index"
+    make_store(index, make_vectors(6, 4), window=3)
+    path = index / "vectors/part-00001.parquet"
+    damaged = r"part-00001\.parquet is damaged; `llmindex verify`"
+
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(b"ARROW:schema") + 50] = ord("!")  # which base64 does not have
+    path.write_bytes(whole)
+    with pytest.raises(CorruptStore, match=damaged):
+        qualifying(VectorStore.open(index), pc.field("number") > 1)
+
+    table = pq.read_table(index / "vectors/part-00000.parquet")
+    column = table.schema.get_field_index("vector")
+    pq.write_table(table.set_column(column, "vector", table["vector"].cast(pa.list_(pa.float16()))), path)
+    manifest = json.loads((index / "manifest.json").read_bytes())
+    manifest["shards"][1]["bytes"] = path.stat().st_size
+    (index / "manifest.json").write_text(json.dumps(manifest))
+    for read in (VectorStore.vectors, lambda store: store.take_vectors(np.arange(6))):
+        with pytest.raises(CorruptStore, match=damaged):
+            read(VectorStore.open(index))
 
 
 def test_a_path_that_is_not_utf8_is_refused_at_once(tmp_path: Path) -> None:

@@ -55,12 +55,13 @@ class _Shard:
     @cached_property
     def metadata(self) -> pq.FileMetaData:
         try:
-            metadata = pq.ParquetFile(self.source).metadata
+            file = pq.ParquetFile(self.source)
+            kinds = [field.type for field in file.schema_arrow if field.name == VECTOR]
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path) from error
-        if metadata.num_rows != self.record.rows:
+        if file.metadata.num_rows != self.record.rows or not all(map(pa.types.is_fixed_size_list, kinds)):
             raise _damaged(self.path)
-        return metadata
+        return file.metadata
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -120,7 +121,9 @@ class _Shard:
     def matching(self, condition: pc.Expression, schema: pa.Schema) -> NDArray[np.bool_]:
         import pyarrow.dataset as ds  # of use here alone
 
-        fragment = ds.ParquetFileFormat().make_fragment(self.source)
+        # Groups are named so that a damaged file is found out before a condition is blamed for it.
+        groups = range(self.metadata.num_row_groups)
+        fragment = ds.ParquetFileFormat().make_fragment(self.source, row_groups=groups)
         try:
             (column,) = fragment.to_table(schema=schema, columns={"matching": condition}).columns
         except OSError as error:
