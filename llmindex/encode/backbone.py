@@ -3,8 +3,8 @@
 No LM head, no cache, no states of other layers; an adapter is merged into the weights. Where a middle layer is asked
 for, the layers above it are dropped and never run. What the model can do is measured, not believed. A probe changes a
 text's last token and looks whether the first token's state moves: only a model that does not look ahead may be fed
-padded batches without a mask. Another lays two texts end to end: only a model that gives both the states that they have
-side by side is fed packed batches.
+padded batches without a mask. One that does has to give a text the same states beside a longer one as alone. Another
+probe lays texts end to end: only a model that gives them the states that they have side by side is fed packed batches.
 """
 
 import logging
@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from llmindex.encode import packing
 from llmindex.encode.adapter import Adapter
-from llmindex.encode.decoder import Decoder, canonical, does_not_fit
+from llmindex.encode.decoder import Decoder, canonical, does_not_fit, looks_ahead
 from llmindex.encode.device import Placement, send
 from llmindex.encode.models import one_line
 from llmindex.encode.pack import Pack
@@ -73,7 +73,6 @@ class Backbone(Decoder):
         self._device = placement.device
         self.folder = folder
         config = self.model.config.get_text_config()
-        self.hidden_size = config.hidden_size
         self.max_positions = getattr(config, "max_position_embeddings", None)
         self._short = _longest_short(config)
         stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
@@ -88,12 +87,19 @@ class Backbone(Decoder):
         self.layer = canonical(layer, layers)
         if self.layer != -1:
             self._cut_above(self.layer)
-        self._needs_mask = self._looks_ahead()
+        probed_BTD = self._probe()
+        self.hidden_size = probed_BTD.shape[2]  # some decoders have a narrower end than middle
+        self._needs_mask = looks_ahead(probed_BTD)
         if self._needs_mask != (attention == "bidirectional") and self.layer != 0:
             raise ModelError(
                 f'model "{folder}" attends to later tokens: it is no causal decoder; use --attention bidirectional'
                 if self._needs_mask
                 else f'model "{folder}" cannot be made bidirectional; use --attention causal'
+            )
+        if self._needs_mask and not self._leaves_padding_out():
+            raise ModelError(
+                f'model "{folder}" does not leave out padding where it attends to later tokens: a text would get other '
+                "vectors beside a longer one; use another model, or --attention causal"
             )
         self._try_packing()
 
@@ -112,6 +118,10 @@ class Backbone(Decoder):
         states = self._states(ids_BT, mask_BT)
         if self._tapped is not None:
             self._tapped.update(states)
+            if other := [layer for layer, each in states.items() if each.shape != states[self.layer].shape]:
+                raise UsageError(
+                    f"--layers {other[0]}: its states are of another shape than the last layer's; leave it out"
+                )
         return states[self.layer]
 
     def _states(self, ids_BT: Tensor, mask_BT: Tensor) -> dict[int, Tensor]:
@@ -190,20 +200,32 @@ class Backbone(Decoder):
         }
 
     @torch.inference_mode()
+    def _leaves_padding_out(self) -> bool:
+        """Whether a text has the same states beside a longer one as alone."""
+        ids_BT = torch.tensor([[300, 310, 320, 0], [330, 340, 350, 305]])
+        mask_BT = (ids_BT > 0).long()
+        ids_BT %= self.model.config.get_text_config().vocab_size
+        beside_TD = self(ids_BT, mask_BT)[0, :3].float()
+        alone_TD = self(ids_BT[:1, :3], mask_BT[:1, :3])[0]
+        same_T = nn.functional.cosine_similarity(beside_TD, alone_TD.float(), dim=1)
+        return bool(same_T.median() > _SAME[alone_TD.dtype])
+
+    @torch.inference_mode()
     def _try_packing(self) -> None:
         """Pack batches from now on if that changes nothing."""
         if not getattr(self.model, "_supports_attention_backend", False):
             logger.info('model "%s": batches are padded, its attention cannot be replaced', self.folder)
             return
         # Chunks of attention, convolutions and the like: five tokens show nothing of what they would mix, or cut.
-        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ())
+        config = self.model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
         if unknown := sorted(kinds - _PACKABLE):
             logger.info('model "%s": batches are padded, it has layers of %s', self.folder, ", ".join(unknown))
             return
         # Common pieces of words in any subword vocabulary; among a model's special tokens, rounding alone moves states.
         ids_BT = torch.tensor([[300, 310, 320, 330, 340], [350, 305, 315, 0, 0], [325, 335, 345, 0, 0]])
         mask_BT = (ids_BT > 0).long()
-        ids_BT %= self.model.config.get_text_config().vocab_size
+        ids_BT %= config.vocab_size
         padded_BTD = self(ids_BT, mask_BT)
         kernel = self.model.config._attn_implementation
         packing.register()
@@ -213,9 +235,11 @@ class Backbone(Decoder):
             cosine_BT = nn.functional.cosine_similarity(padded_BTD.float(), packed_BTD.float(), dim=2)
             # Of each row the median: rounding can still tip a single token over.
             rows = zip(cosine_BT.cpu(), mask_BT.bool(), strict=True)
-            if all(cosine_T[real_T].median() > _SAME[padded_BTD.dtype] for cosine_T, real_T in rows):
-                return
             reason = "packed, texts would not get the same vectors"
+            if all(cosine_T[real_T].median() > _SAME[padded_BTD.dtype] for cosine_T, real_T in rows):
+                if kinds or not getattr(config, "sliding_window", None):
+                    return
+                reason = "its masks have windows that its attention is not told of"
         except Exception as error:  # whatever the model's own code, or a kernel, raises when fed in this way
             reason = one_line(error)
         self.model.set_attn_implementation(kernel)

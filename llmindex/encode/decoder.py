@@ -61,11 +61,6 @@ class Decoder(ABC):
         if torch.equal(before_BTD, self._probe()):
             raise NoEffect(f'adapter "{adapter.folder}" does not change what "{self.folder}" computes')
 
-    def _looks_ahead(self) -> bool:
-        """Whether a text's first token has another state when its last token is another."""
-        first_BD = self._probe()[:, 0]
-        return not torch.allclose(first_BD[0], first_BD[1], rtol=1e-3, atol=1e-5)
-
     @torch.inference_mode()
     def _probe(self) -> Tensor:
         """States ``(2, 4, D) float32`` of two rows that differ in their last token alone."""
@@ -74,9 +69,17 @@ class Decoder(ABC):
             states_BTD = self(ids, torch.ones_like(ids)).float()
         except Exception as error:  # whatever the model's own code raises when fed with tokens
             raise ModelError(f'model "{self.folder}" does not run as a text decoder: {one_line(error)}') from error
+        if states_BTD.dim() != 3:
+            raise ModelError(f'model "{self.folder}" has several states for each token of that layer; use --layer -1')
         if not torch.isfinite(states_BTD).all():
             raise NotFinite(f'model "{self.folder}" gives values that are not finite: its weights are damaged')
         return states_BTD
+
+
+def looks_ahead(probed_BTD: Tensor) -> bool:
+    """Whether a text's first token has another state when its last token is another."""
+    first_BD = probed_BTD[:, 0]
+    return not torch.allclose(first_BD[0], first_BD[1], rtol=1e-3, atol=1e-5)
 
 
 def canonical(layer: int, layers: int) -> int:
