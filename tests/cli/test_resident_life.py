@@ -165,6 +165,15 @@ def test_it_ends_when_its_socket_is_gone(resident: Resident, built: Path) -> Non
     assert len(resident.pids()) == 1
 
 
+def test_another_takes_its_place_when_its_socket_is_gone(resident: Resident, built: Path) -> None:
+    assert resident.run("warm", "-i", built).code == 0
+    pids = resident.pids()
+    resident.socket.unlink()  # and nobody tells it
+    assert resident.run("warm", "-i", built).err == ""
+    assert len(resident.pids()) == 1
+    assert resident.pids() != pids
+
+
 def test_clients_that_misbehave(resident: Resident, built: Path, llmindex: Llmindex) -> None:
     search = ("search", GOAL, "-i", built)
     assert resident.run("warm", "-i", built).code == 0

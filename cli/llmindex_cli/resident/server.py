@@ -36,9 +36,9 @@ IDLE_MINUTES = 15.0
 _REQUEST_SECONDS = 5.0  # a client sends its request at once
 _REPLY_SECONDS = 30.0
 _HEARTBEAT_SECONDS = 2.0
-_LOOK_AROUND_SECONDS = 60.0
+_LOOK_AROUND_SECONDS = 2.0
 _MOST_CONNECTIONS = 32
-_LOCK_SECONDS = 5.0
+_LOCK_SECONDS = 5.0  # long enough for one that cannot be reached any more to look around, and end
 
 
 class Server:
