@@ -15,6 +15,7 @@ from llmindex.encode import models
 from llmindex.encode.encoder import Encoder
 from llmindex.errors import AdapterError, SpecMismatch
 from tests.conftest import make_tiny_model
+from tests.test_packing import SIZES, make
 
 TEXTS = ["The quick brown fox.", "A vector index answers which documents lie nearest.", "Ein Satz."]
 
@@ -71,6 +72,33 @@ def test_an_adapter_of_a_language_model_fits_its_decoder(tiny_model: Path, tmp_p
     assert np.abs(adapted.encode(TEXTS) - bare.encode(TEXTS)).max() > 0.01
     assert adapted.spec.fingerprint() != bare.spec.fingerprint()
     assert adapted.spec.adapter == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "target", "called"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}, "c_proj", "transformer"),
+        ("gpt_neox", SIZES, "query_key_value", "gpt_neox"),
+        ("opt", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48}, "fc1", "model"),
+    ],
+)
+def test_what_the_decoder_is_called_under_the_head_does_not_count(
+    tiny_model: Path, tmp_path: Path, kind: str, config: dict[str, Any], target: str, called: str
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = make(tmp_path / "model", tiny_model, kind, **config)
+    folder = make_adapter(
+        base, tmp_path / "adapter", causal=True, target_modules=[target], fan_in_fan_out=kind == "gpt2"
+    )
+    tensors = load_file(folder / adapters.WEIGHTS_NAME)
+    assert all(key.startswith(f"base_model.model.{called}.") for key in tensors)
+    encoder = Encoder.load(str(base), adapter=str(folder), dtype="float32", max_tokens=64)
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder)).merge_and_unload()
+    wanted = getattr(merged, called).state_dict()
+    for name, weight in encoder.backbone.model.state_dict().items():
+        torch.testing.assert_close(weight, wanted[name])
 
 
 def test_the_spec_brings_the_same_encoder_back(tiny_model: Path, tmp_path: Path) -> None:

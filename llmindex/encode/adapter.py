@@ -118,8 +118,8 @@ def read_spec(file: Path) -> EncoderSpec:
 def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
     """Add an adapter to the weights of a decoder, in place.
 
-    Keys of adapters that were trained on the decoder under a language-model head have one ``model.`` more; they are
-    matched without it.
+    Keys of adapters that were trained on the decoder under a language-model head begin with the decoder's name there
+    (``model``, ``transformer``, ``gpt_neox``); they are matched without it.
 
     Args:
         weights: the weight of each linear layer by the layer's name.
@@ -137,7 +137,7 @@ def merge(weights: Mapping[str, Any], adapter: Adapter) -> None:
     merged: set[str] = set()
     with torch.no_grad():
         for name, (down_RI, up_OR) in factors(adapter).items():
-            place = name if name in weights else name.removeprefix("model.")
+            place = name if name in weights else name.partition(".")[2]
             if place not in weights:
                 raise AdapterError(
                     f'adapter "{adapter.folder}" does not fit: the model has no "{name}"; {_made_for(adapter)}'
