@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,26 @@ def test_more_lists_are_probed_when_hits_are_lacking(large: tuple[VectorStore, V
     np.testing.assert_allclose(everything.scores[0], exact, atol=1e-6)  # float16 vectors are indexed without loss
     few = index.search(queries, 10)
     np.testing.assert_array_equal(few.rows, index.search(queries, 10).rows)
+
+
+@pytest.mark.parametrize(
+    "factory", ["IVF32,SQfp16", "IVF32,RaBitQ", "PCA16,IVF32,Flat", "IVF32,PQ4x4fs,RFlat", "IVF32,RQ4x4fs"]
+)
+def test_lacking_hits_leave_the_index_as_it_is(tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may be searching in it, and FAISS fails where its nprobe changes meanwhile."""
+    vectors = make_vectors(1_500, 16, clusters=30)
+    store, index = make_index(tmp_path / "index", vectors, factory, recall=0.01)
+    tuned, seen = index._lists.nprobe, []
+    search = type(index._index).search
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        seen.append(index._lists.nprobe)
+        return search(self, *arguments, **options)
+
+    monkeypatch.setattr(type(index._index), "search", watched)
+    found = index.search(store.vectors()[:3], 1_500)
+    np.testing.assert_array_equal(np.sort(found.rows, axis=1), np.tile(np.arange(1_500), (3, 1)))
+    assert set(seen) == {tuned}
 
 
 def test_tuning_stops_at_the_target(tmp_path: Path) -> None:

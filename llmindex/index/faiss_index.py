@@ -8,7 +8,6 @@ on loading is that the file is there, has the size it was recorded with, and hol
 
 import logging
 import re
-import threading
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +59,6 @@ class VectorIndex:
         self._store = store
         self._rescored = rescored
         self._lists = faiss.try_extract_index_ivf(index)
-        self._widening = threading.Lock()
         too_wide = self._lists is not None and self._lists.nprobe > _GPU_MOST
         self._gpu = None if too_wide else _on_gpu(faiss, index)
 
@@ -104,7 +102,7 @@ class VectorIndex:
         index = self._gpu if self._gpu is not None and wanted <= _GPU_MOST else self._index
         scores, rows = index.search(np.ascontiguousarray(queries), wanted, params=_effort_for(index, wanted))
         if (rows[:, :k] < 0).any():
-            look_further = self._look_everywhere if self._lists is None else self._widen
+            look_further = self._widen if self._can_widen else self._look_everywhere
             look_further(queries, scores, rows)
         if self._rescored:
             scores, rows = nearest_of(self._store, queries, rows, k)
@@ -119,6 +117,13 @@ class VectorIndex:
         return Filters(self._index, store, self._rescored)
 
     @cached_property
+    def _can_widen(self) -> bool:
+        """Whether there are inverted lists of which a search can be told how many to look at."""
+        faiss = require_faiss()
+        deaf = faiss.IndexIVFAdditiveQuantizerFastScan
+        return self._lists is not None and not isinstance(faiss.downcast_index(self._lists), deaf)
+
+    @cached_property
     def _among_all(self) -> FilteredIndex:
         """The search that does not rely on a graph's holding together."""
         return FilteredIndex(self._index, self._store, np.ones(self.count, np.bool_))
@@ -131,29 +136,32 @@ class VectorIndex:
 
     def _widen(self, queries: Vectors, scores: NDArray[np.float32], rows: Rows) -> None:
         """Fill up, in place, what was found of the queries that lack some: look at ever more lists."""
-        with self._widening:
-            tuned = self._lists.nprobe
-            try:
-                while self._lists.nprobe < self._lists.nlist:
-                    lacking = (rows < 0).any(axis=1)
-                    if not lacking.any():
-                        break
-                    self._lists.nprobe = min(4 * self._lists.nprobe, self._lists.nlist)
-                    scores[lacking], rows[lacking] = self._index.search(queries[lacking], rows.shape[1])
-            finally:
-                self._lists.nprobe = tuned
+        probes, wanted = self._lists.nprobe, rows.shape[1]
+        while (lacking := (rows < 0).any(axis=1)).any() and probes < self._lists.nlist:
+            probes = min(4 * probes, self._lists.nlist)
+            # Not by changing the index, in which another thread may be searching.
+            parameters = _effort_for(self._index, wanted, probes)
+            scores[lacking], rows[lacking] = self._index.search(queries[lacking], wanted, params=parameters)
 
 
-def _effort_for(index: Index, k: int) -> Any | None:  # noqa: ANN401 - FAISS has no types
-    """At least as many candidates as hits for a graph, on which FAISS gives up early with fewer; else as tuned."""
+def _effort_for(index: Index, k: int, probes: int | None = None) -> Any | None:  # noqa: ANN401 - FAISS has no types
+    """At least as many candidates as hits for a graph, on which FAISS gives up early with fewer; else as tuned.
+
+    Args:
+        index: to be searched.
+        k: hits.
+        probes: how many inverted lists to look at; None for as many as the index is tuned to.
+    """
     faiss = require_faiss()
     if isinstance(index, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(efSearch=max(k, index.hnsw.efSearch))
+    if isinstance(index, faiss.IndexIVF):
+        return probes and faiss.SearchParametersIVF(nprobe=probes)
     if isinstance(index, faiss.IndexPreTransform):
-        inner = _effort_for(faiss.downcast_index(index.index), k)
+        inner = _effort_for(faiss.downcast_index(index.index), k, probes)
         return inner and faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexRefine):
-        inner = _effort_for(faiss.downcast_index(index.base_index), round(k * index.k_factor))
+        inner = _effort_for(faiss.downcast_index(index.base_index), round(k * index.k_factor), probes)
         return inner and faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
     return None
 
