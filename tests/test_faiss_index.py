@@ -210,6 +210,19 @@ def test_a_graph_in_parts_loses_nothing(
     np.testing.assert_allclose(found.scores, brute_force(store.vectors(), queries, 1_000).scores, atol=1e-6)
 
 
+def test_a_graph_with_copies_finds_none_twice(tmp_path: Path) -> None:
+    vectors = make_vectors(700, 16, seed=3)
+    vectors[:350] = vectors[np.random.default_rng(0).integers(350, 700, 350)]
+    store, index = make_index(tmp_path / "index", vectors, "NSG16,Flat")
+    queries = make_vectors(200, 16, seed=9)
+    alone = index._index.search(queries, 100)[1]
+    assert any(len(set(rows)) < 100 for rows in alone.tolist())  # FAISS's own mistake
+    found = index.search(queries, 100)
+    assert all(len(set(rows)) == 100 for rows in found.rows.tolist())
+    exact = brute_force(store.vectors(), queries, 100)
+    assert recall_of(found.rows, exact.rows) > 0.95
+
+
 # Recall
 
 

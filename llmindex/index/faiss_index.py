@@ -101,6 +101,8 @@ class VectorIndex:
         wanted = min(max(1, self._rescored) * k, self._index.ntotal)
         index = self._gpu if self._gpu is not None and wanted <= _GPU_MOST else self._index
         scores, rows = index.search(np.ascontiguousarray(queries), wanted, params=_effort_for(index, wanted))
+        if self._lists is None:
+            rows[_repeats(rows)] = -1
         if (rows[:, :k] < 0).any():
             look_further = self._widen if self._can_widen else self._look_everywhere
             look_further(queries, scores, rows)
@@ -142,6 +144,14 @@ class VectorIndex:
             # Not by changing the index, in which another thread may be searching.
             parameters = _effort_for(self._index, wanted, probes)
             scores[lacking], rows[lacking] = self._index.search(queries[lacking], wanted, params=parameters)
+
+
+def _repeats(rows: Rows) -> NDArray[np.bool_]:
+    """Whether a query found a row twice, as in graphs of FAISS's NSG that hold copies, ``(q,)``."""
+    ascending = np.sort(rows, axis=1)
+    again: NDArray[np.bool_] = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
+    repeats: NDArray[np.bool_] = again.any(axis=1)
+    return repeats
 
 
 def _effort_for(index: Index, k: int, probes: int | None = None) -> Any | None:  # noqa: ANN401 - FAISS has no types
