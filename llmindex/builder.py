@@ -4,26 +4,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from llmindex import resuming
 from llmindex.corpus import Corpus, CorpusOptions, Position
 from llmindex.corpus.discovery import STDIN
-from llmindex.encode import helpers
-from llmindex.encode.encoder import Encoder
-from llmindex.encode.helpers import Helpers
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import BuildInterrupted, MissingPackage, UsageError, reindex_command
 from llmindex.folder import is_index
 from llmindex.index import building, faiss_index, forecast, planner
 from llmindex.index.planner import DEFAULT_RECALL
-from llmindex.pipeline import Pipeline
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.store.manifest import IndexRecord, Manifest, VectorDtype
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import SHARD_ROWS, VectorWriter
+
+if TYPE_CHECKING:
+    from llmindex.encode.encoder import Encoder
+    from llmindex.encode.helpers import Helpers
 
 Sources: TypeAlias = str | Path | Sequence[str | Path] | pa.Table
 
@@ -115,7 +115,7 @@ def build(
     sources: Sources,
     index: str | Path | None = None,
     *,
-    encoder: Encoder | EncoderOptions | None = None,
+    encoder: "Encoder | EncoderOptions | None" = None,
     corpus: CorpusOptions | None = None,
     vector_dtype: VectorDtype = "float16",
     factory: str | None = None,
@@ -148,6 +148,8 @@ def build(
     listed = _listed(sources)
     _check_options(listed, factory, recall, memory)
     with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
+        from llmindex.encode import helpers  # not before the corpus has proved readable: torch takes seconds to load
+
         path = _place(index, opened)
         model = helpers.load(encoder)
         if overwrite and resuming.is_begun(path, opened, model, vector_dtype, on_progress):
@@ -188,7 +190,7 @@ def plan(
     sources: Sources,
     index: str | Path | None = None,
     *,
-    encoder: Encoder | EncoderOptions | None = None,
+    encoder: "Encoder | EncoderOptions | None" = None,
     corpus: CorpusOptions | None = None,
     vector_dtype: VectorDtype = "float16",
     factory: str | None = None,
@@ -203,6 +205,8 @@ def plan(
     listed = _listed(sources)
     _check_options(listed, factory, recall, memory)
     with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
+        from llmindex.encode import helpers
+
         model = helpers.load(encoder)
         dim = model.spec.dim
         if factory is not None:
@@ -279,12 +283,14 @@ def _check_index(
 
 def _encode(
     corpus: Corpus,
-    encoder: Encoder,
-    helping: Helpers | None,
+    encoder: "Encoder",
+    helping: "Helpers | None",
     writer: VectorWriter,
     seconds: dict[str, float],
     on_progress: ProgressCallback | None,
 ) -> int:
+    from llmindex.pipeline import Pipeline
+
     stored = writer.manifest.corpus
     pipeline = Pipeline(corpus, encoder, writer, on_progress, helping)
     try:
@@ -337,7 +343,7 @@ def _stored_ids(path: Path) -> Iterator[str]:
         yield from batch.column(0).to_pylist()
 
 
-def _tokens_per_second(encoder: Encoder, texts: list[str]) -> float:
+def _tokens_per_second(encoder: "Encoder", texts: list[str]) -> float:
     tokens = encoder.tokenize(texts)
     encoder.forward(encoder.tokenize(texts[:1]))  # the first call of a process is slower
     started = time.perf_counter()

@@ -6,9 +6,9 @@ corpus or another vector dtype is refused, never mixed in.
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmindex.corpus import Corpus
-from llmindex.encode.encoder import Encoder
 from llmindex.errors import CorpusError, LlmindexError, SpecMismatch, UsageError
 from llmindex.folder import is_index
 from llmindex.progress import ProgressCallback
@@ -16,10 +16,13 @@ from llmindex.store.manifest import CorpusRecord, EncoderRecord, Manifest, Vecto
 from llmindex.store.verify import verify
 from llmindex.store.writer import VectorWriter
 
+if TYPE_CHECKING:
+    from llmindex.encode.encoder import Encoder
+
 logger = logging.getLogger(__name__)
 
 
-def writer(path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype, overwrite: bool) -> VectorWriter:
+def writer(path: Path, corpus: Corpus, encoder: "Encoder", vector_dtype: VectorDtype, overwrite: bool) -> VectorWriter:
     """Create the index, or open the one that an earlier run left, if it is of the same making.
 
     Raises:
@@ -43,7 +46,7 @@ def writer(path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDty
 
 
 def is_begun(
-    path: Path, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype, on_progress: ProgressCallback | None
+    path: Path, corpus: Corpus, encoder: "Encoder", vector_dtype: VectorDtype, on_progress: ProgressCallback | None
 ) -> bool:
     """Whether the index is what this very build leaves when it is stopped, which overwriting is not to throw away.
 
@@ -64,7 +67,7 @@ def is_begun(
 
 
 def _check_same_making(
-    path: Path, manifest: Manifest, corpus: Corpus, encoder: Encoder, vector_dtype: VectorDtype
+    path: Path, manifest: Manifest, corpus: Corpus, encoder: "Encoder", vector_dtype: VectorDtype
 ) -> None:
     remedy = "add --overwrite to start afresh, or -o another folder"
     theirs, ours = manifest.encoder.spec, encoder.spec

@@ -55,7 +55,10 @@ STRANGERS = {
 FORBIDDEN = {"click", "llmindex_cli", "rich"}
 HEAVY = {"duckdb", "faiss", "hdbscan", "matplotlib", "sklearn", "torch", "transformers", "umap"}
 # What anything may import at any time.
-LIGHT_FILES = ("errors", "records", "progress", "encode/spec", "encode/prompts", "index/footprint", "index/planner")
+LIGHT_FILES = (
+    *("errors", "records", "progress", "encode/spec", "encode/prompts", "index/footprint", "index/planner", "resuming"),
+    "builder",
+)
 LIGHT = ("corpus/", "store/", *LIGHT_FILES)
 
 

@@ -13,7 +13,6 @@ from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
     from llmindex_training.reporting import TrainReport
-    from llmindex_training.scoring import ClusteringScore
 
 # As many texts of each file as `llmindex evaluate clustering` takes by default.
 SAMPLE = 2000
@@ -80,13 +79,20 @@ def command(
     The same command goes on where it was stopped, and ends with the same adapter. Every so many steps the encoder is
     scored, and the best checkpoint becomes RUN/adapter. RUN/recipe.toml lists every key of the recipe.
     """
+    from llmindex_training import pairs as pair_files
     from llmindex_training import recipe as recipes
+    from llmindex_training.evaluation_data import read_clustering, set_names
 
     chosen = recipes.load(recipe, settings)
-    score = _score(evaluate) if evaluate else None
-    from llmindex_training.trainer import train
-
+    pair_files.check(pairs)
+    named = zip(evaluate, set_names(evaluate), strict=True)
+    labelled = [read_clustering(file, name=name, sample=SAMPLE) for file, name in named]
     with progress() as on_progress:
+        # Not before the files have proved readable: torch and transformers take seconds to load.
+        from llmindex_training.scoring import ClusteringScore
+        from llmindex_training.trainer import train
+
+        score = ClusteringScore(labelled) if labelled else None
         report = train(pairs, run, chosen, score=score, overwrite=overwrite, on_progress=on_progress)
     if os.environ.get("RANK", "0") != "0":
         return  # of the processes that torchrun started, the first speaks
@@ -97,14 +103,6 @@ def command(
         note("This run was complete already; start it afresh with --overwrite, or train into another folder with -o.")
     _print(report, "V-measure" if evaluate else "MRR")
     note(f"Next: llmindex build CORPUS -o adapted.llmindex --model {shlex.quote(str(report.adapter))}")
-
-
-def _score(files: tuple[Path, ...]) -> "ClusteringScore":
-    from llmindex_training.evaluation_data import read_clustering, set_names
-    from llmindex_training.scoring import ClusteringScore
-
-    named = zip(files, set_names(files), strict=True)
-    return ClusteringScore([read_clustering(file, name=name, sample=SAMPLE) for file, name in named])
 
 
 def _print(report: "TrainReport", score: str) -> None:

@@ -303,3 +303,12 @@ def test_a_file_that_may_not_be_read_is_told_of_in_the_same_words_by_every_comma
     program = [*as_anybody, sys.executable, "-m", "llmindex_cli", *arguments]
     ended = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"Error: cannot read {name}: Permission denied\n")
+
+
+@pytest.mark.parametrize("command", [MISSING["build"], MISSING["train"]], ids=["build", "train"])
+def test_what_needs_no_model_is_refused_before_torch_is_loaded(command: tuple[str, ...], tmp_path: Path) -> None:
+    program = "import sys; from llmindex_cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    arguments = [part.format("missing") for part in command]
+    run = [sys.executable, "-c", program, *arguments]
+    ended = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert ended.stdout == "1 False\n", ended.stderr

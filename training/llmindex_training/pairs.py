@@ -72,6 +72,17 @@ def read(files: Sequence[str | Path]) -> Pairs:
     return Pairs(pa.concat_tables(tables).combine_chunks(), digest.hexdigest())
 
 
+def check(files: Sequence[str | Path]) -> None:
+    """Refuse what :func:`read` would, as far as that shows without reading a row.
+
+    Raises:
+        CorpusError: a file is missing or no Parquet file, or lacks a column.
+    """
+    for file in files:
+        with text_columns.open_file(Path(file)) as opened:
+            text_columns.check_names(Path(file), opened.schema_arrow.names, (TEXT, PAIR), HINT)
+
+
 def deal(pairs: Pairs, data: Data, batch_size: int, steps: int) -> Deal:
     """Draw the batches of a run, every pair once before any comes again.
 
