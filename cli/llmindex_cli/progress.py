@@ -134,7 +134,7 @@ def _write_line(line: str) -> None:
 @contextmanager
 def _bar() -> Iterator[ProgressCallback]:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
+    from rich.progress import BarColumn, TaskID, TextColumn
     from rich.progress import Progress as Bar
 
     columns = (
@@ -144,15 +144,23 @@ def _bar() -> Iterator[ProgressCallback]:
     )
     # Twice a second is enough for the eye, and kind to slow connections.
     with Bar(*columns, console=Console(stderr=True), refresh_per_second=2) as bar:
-        stages: dict[str, tuple[Stage, int]] = {}
+        stages: dict[str, tuple[Stage, TaskID]] = {}
+        # Seconds pass before there is anything to report, while torch and a model are loaded.
+        starting = [bar.add_task("starting", total=None, detail="")]
 
         def show(record: Progress) -> None:
             now = time.monotonic()
+            while starting:
+                bar.remove_task(starting.pop())
             if record.stage not in stages:
                 task = bar.add_task(record.stage, total=record.total, detail="")
-                stages[record.stage] = (Stage(record, record, now, now), int(task))
-            stage, number = stages[record.stage]
+                stages[record.stage] = (Stage(record, record, now, now), task)
+            stage, task = stages[record.stage]
             stage.last, stage.now = record, now
-            bar.update(bar.task_ids[number], completed=record.done, total=record.total, detail=_brief(stage))
+            bar.update(task, completed=record.done, total=record.total, detail=_brief(stage))
 
-        yield show
+        try:
+            yield show
+        finally:
+            while starting:
+                bar.remove_task(starting.pop())

@@ -84,6 +84,9 @@ def work(as_json):
     with progress() as show:
         if show is None:
             click.echo("quiet"); return
+        time.sleep(1)
+        if as_json:
+            return
         for done in range(0, 101, 50):
             show(Progress("[red]scan", done, 100))
         logging.getLogger("llmindex").warning("lifted")
@@ -125,6 +128,11 @@ def test_a_terminal_gets_a_bar_and_log_lines_above_it() -> None:
     assert re.search(r"100( of |/)100", written)
     assert "5 files" in written
     assert "Warning: lifted" in written
+
+
+def test_a_terminal_sees_a_sign_of_life_before_there_is_anything_to_report() -> None:
+    for arguments in (("prompts",), ("prompts", "--json")):
+        assert "starting" in on_a_terminal(*arguments)
 
 
 def test_quiet_shows_no_progress() -> None:
