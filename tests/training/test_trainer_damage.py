@@ -216,3 +216,30 @@ def test_training_that_diverges(tiny_model: Path, tmp_path: Path, held_out: int,
     remedy = "lower optim.learning_rate, or set optim.dtype to float32"
     assert str(caught.value) == f"the vectors after step 1 are not finite: {remedy}"
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_first_run_that_fails_leaves_nothing_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    pairs, run, kept = write_pairs(tmp_path / "pairs.parquet"), tmp_path / "runs" / "a", tmp_path / "kept"
+    kept.mkdir()
+
+    def stop(record: Progress) -> None:
+        if not (run / "notes.txt").exists():
+            (run / "notes.txt").touch()
+            raise KeyboardInterrupt
+
+    for folder in (run, kept):
+        with pytest.raises(RecipeError, match="nope"):
+            trainer.train([pairs], folder, tiny_recipe(tiny_model, 'model.lora_targets=["nope"]'))
+    assert (list(run.parent.iterdir()), list(kept.iterdir())) == ([], [])
+    with pytest.raises(KeyboardInterrupt, match="before the first checkpoint; the same command begins anew"):
+        trainer.train([pairs], run, tiny_recipe(tiny_model), on_progress=stop)
+    assert (run / "recipe.toml").is_file()  # beside what is not ours it stays a run, which the same command takes
+    assert trainer.train([pairs], run, tiny_recipe(tiny_model)).adapter.is_dir()
+
+
+def test_a_run_that_fails_later_keeps_what_it_had(trained: Trained, tiny_model: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained.stopped, tmp_path / "run"))
+    before = sorted(path.name for path in run.rglob("*"))
+    with pytest.raises(RecipeError, match="was started with another recipe"):
+        trainer.train([trained.pairs], run, tiny_recipe(tiny_model, 'model.lora_targets=["nope"]'))
+    assert sorted(path.name for path in run.rglob("*")) == before

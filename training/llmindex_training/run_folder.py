@@ -18,6 +18,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +36,8 @@ CHECKPOINTS, ADAPTER, TENSORBOARD, AVERAGED = "checkpoints", "adapter", "tensorb
 # What a run that was killed while it started, or while it was cleared away, leaves behind.
 _HALF_STARTED = {STATE, LOCK_NAME}
 _CLEARED = ".cleared"
+# What a run has in its folder before its adapter.
+_BEGUN = _HALF_STARTED | {RECIPE, LOG, CHECKPOINTS, TENSORBOARD, AVERAGED, _CLEARED}
 # The sha256 of each other file of a checkpoint. Written last: a checkpoint without it was cut off.
 _CHECKSUMS = "checksums.json"
 
@@ -52,6 +55,7 @@ class RunFolder:
         """Name a folder; :meth:`take` it before anything is written."""
         self.path = path
         self._lock: BinaryIO | None = None
+        self._made = self._first = False
 
     def take(self, recipe: Recipe, base_sha256: str, pairs_sha256: str, score: str, *, overwrite: bool) -> bool:
         """Take the folder for this process: a new one, or one left with the same recipe, base, pairs and score.
@@ -76,6 +80,8 @@ class RunFolder:
             StorageError: the disk refused.
         """
         _check_run(self.path)
+        self._made = not self.path.exists()
+        self._first = self._made or _is_half_started(self.path)
         make_folder(self.path)
         state = {"base_sha256": base_sha256, "pairs_sha256": pairs_sha256, "score": score}
         self._lock = lock(self.path)
@@ -91,6 +97,18 @@ class RunFolder:
             self.close()
             raise
         return complete
+
+    def abandon(self) -> None:
+        """Leave nothing of a first start that came to no checkpoint: there is nothing to go on from."""
+        if self._lock is None or not self._first or self.last_checkpoint() is not None:
+            return
+        if any(entry.name not in _BEGUN and not is_temporary(entry) for entry in self.path.iterdir()):
+            return  # without its recipe, a folder with something else in it would be no run any more
+        with suppress(OSError):  # what stopped the run is told, and what is left stands in nobody's way
+            self._clear()
+            (self.path / LOCK_NAME).unlink(missing_ok=True)
+            if self._made:
+                self.path.rmdir()
 
     def close(self) -> None:
         """Let others take the folder."""

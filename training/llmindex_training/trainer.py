@@ -59,7 +59,8 @@ def train(
         on_progress: told of the stages "train" and, where the vectors are whitened, "encode".
 
     Raises:
-        Interrupted: Ctrl-C; the same call goes on from the last checkpoint.
+        Interrupted: Ctrl-C; the same call goes on from the last checkpoint. A first run that ends before there is one,
+            however it does, leaves nothing behind.
         RecipeError: the recipe does not suit the model or the pairs.
         LlmindexError: whatever else a user can act on.
     """
@@ -108,6 +109,9 @@ def train(
             seconds=time.perf_counter() - started,
             cosine=cosine,
         )
+    except BaseException:
+        folder.abandon()
+        raise
     finally:
         folder.close()
 
