@@ -69,8 +69,9 @@ def command(
 ) -> None:
     """Encode the documents of CORPUS, store their vectors, and index them for search.
 
-    Sources are Parquet, JSONL (plain, .gz, .zst), CSV, TSV and text files, folders and globs of them, and - for
-    JSONL on standard input. Run again after an interruption: it goes on where it stopped.
+    Sources are Parquet, JSONL, CSV and TSV (the latter three also as .gz or .zst), .txt and .md files, folders and
+    globs of them, and - for standard input: JSONL, Parquet, or a text a line. Run again after an interruption: it goes
+    on where it stopped.
     """
     from llmindex import builder
     from llmindex.corpus import CorpusOptions

@@ -47,7 +47,8 @@ _ENCODER_OPTIONS: list[NamedOption] = [
         type=ModelType(),
         default="default",
         show_default=True,
-        help="default, a hub name, or the folder of a model or an adapter.",
+        help="default, default-base (without its adapter), a hub name, the folder of a model or an adapter, or an "
+        "encoder.json.",
     ),
     encoder_option("revision", metavar="REV", help="Branch, tag or commit of a hub model."),
     encoder_option("adapter", metavar="FOLDER", help="LoRA adapter to merge into the model."),

@@ -21,7 +21,7 @@ from llmindex_cli.options import Command, index_option, json_option
 @index_option
 @json_option("one object")
 def command(index: Path, as_json: bool) -> None:
-    """Show documents, encoder, FAISS index with its measured recall, clusterings and sizes."""
+    """Show documents, columns, encoder, FAISS index with its measured recall, clusterings and sizes."""
     from llmindex import api
 
     info = api.open(index).info()

@@ -25,7 +25,7 @@ SAMPLE = 2000
         ("Train on generated pairs, then index with what came of it", "llmindex train pairs.parquet -o runs/mine"),
         ("", "llmindex build corpus.parquet -o adapted.llmindex --model runs/mine/adapter"),
         (
-            "A minute's trial; another recipe with two keys changed",
+            "A trial of two or three minutes; another recipe with two keys changed",
             "llmindex train pairs.parquet -o runs/trial --recipe tiny-cpu",
         ),
         (
