@@ -146,12 +146,11 @@ class VectorIndex:
             scores[lacking], rows[lacking] = self._index.search(queries[lacking], wanted, params=parameters)
 
 
-def _repeats(rows: Rows) -> NDArray[np.bool_]:
-    """Whether a query found a row twice, as in graphs of FAISS's NSG that hold copies, ``(q,)``."""
+def _repeats(rows: Rows) -> Rows:
+    """Which queries found a row twice, as in graphs of FAISS's NSG that hold copies."""
     ascending = np.sort(rows, axis=1)
-    again: NDArray[np.bool_] = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
-    repeats: NDArray[np.bool_] = again.any(axis=1)
-    return repeats
+    again = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
+    return np.flatnonzero(again.any(axis=1))
 
 
 def _effort_for(index: Index, k: int, probes: int | None = None) -> Any | None:  # noqa: ANN401 - FAISS has no types
