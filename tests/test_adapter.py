@@ -74,6 +74,16 @@ def test_an_adapter_of_a_language_model_fits_its_decoder(tiny_model: Path, tmp_p
     assert adapted.spec.adapter == str(folder)
 
 
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")  # peft's own, for the experts
+def test_an_adapter_of_experts_is_refused_as_such(tiny_model: Path, tmp_path: Path) -> None:
+    """Their weights lie in one tensor: its adapter was made for this very model, and still has no layer in it."""
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+    base = make(tmp_path / "model", tiny_model, "qwen3_moe", **SIZES, num_key_value_heads=2, **experts)
+    folder = make_adapter(base, tmp_path / "adapter", causal=True, target_modules="all-linear")
+    with pytest.raises(AdapterError, match="such as those of experts; merge it with peft"):
+        Encoder.load(str(base), adapter=str(folder), dtype="float32", max_tokens=64)
+
+
 @pytest.mark.parametrize(
     ("kind", "config", "target", "called"),
     [

@@ -31,6 +31,7 @@ _LARGEST = 3.4e38
 _ALTERING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Keys of a configuration whose adapters compute something else, or in other places.
 _MORE_THAN_FACTORS = ("alora_invocation_tokens", "kasa_config", "layer_replication", "use_bdlora", "use_qalora")
+_WAY_OUT = "merge it with peft (merge_and_unload), save the whole model, and name that folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +235,7 @@ def _check_plain(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
         "it replaces whole modules (modules_to_save)": config.get("modules_to_save"),
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
-        raise AdapterError(
-            f'adapter "{folder}" is no plain LoRA: {found[0]}; merge it with peft (merge_and_unload), save the whole '
-            "model, and name that folder"
-        )
+        raise AdapterError(f'adapter "{folder}" is no plain LoRA: {found[0]}; {_WAY_OUT}')
 
 
 def _for_module(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:  # noqa: ANN401
@@ -253,4 +251,8 @@ def _ending(pattern: str) -> str:
 
 
 def _made_for(adapter: Adapter) -> str:
+    if adapter.config.get("target_parameters"):
+        return (
+            f"it adapts tensors other than a layer's weight (target_parameters), such as those of experts; {_WAY_OUT}"
+        )
     return f'it was made for "{adapter.base}"' if adapter.base else "its configuration does not name its model"
