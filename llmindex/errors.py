@@ -7,6 +7,7 @@
     ├── CorpusError       a source file cannot be read as documents (names file, row or column)
     ├── ModelError        a backbone or tokenizer cannot be found or loaded
     │   ├── AdapterError  a LoRA adapter cannot be read, or does not fit the backbone
+    │   │   └── NoEffect  one that fits, and changes nothing
     │   └── NotFinite     a model gave values that are not finite
     ├── RecipeError       a training recipe has an unknown key or an impossible value
     ├── MissingPackage    an optional package is needed and absent, or two packages clash
