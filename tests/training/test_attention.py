@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +13,12 @@ from llmindex.corpus import Corpus
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.encode.spec import POOLINGS, Pooling
-from llmindex.errors import MissingPackage, UsageError
+from llmindex.errors import MissingPackage, ModelError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import attention, attention_plot
 from llmindex_training.attention import AttentionReport, Shares, TokenAttention
 from tests.test_adapter import make_adapter
+from tests.test_packing import GROUPED, load, make
 
 TEXTS = ["The quick brown fox.", "A vector index answers which of the stored documents lie nearest.", "fox"]
 TEMPLATE = 'This sentence: "{text}" means in one word:'
@@ -193,3 +195,21 @@ def test_a_picture_that_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_no_share_where_nothing_is_left() -> None:
     assert np.isnan(Shares(1.0, 0.0, 0.0).text_share)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "why"),
+    [
+        # transformers leaves it its kernel, beside which it tells an attention without its mask.
+        ("falcon", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, "kernel cannot be changed"),
+        ("lfm2", GROUPED | {"layer_types": ["conv", "full_attention"]}, "has attention in 1 of its 2 layers alone"),
+    ],
+)
+def test_a_model_that_tells_another_attention_is_refused(
+    tmp_path: Path, tiny_model: Path, kind: str, config: dict[str, Any], why: str
+) -> None:
+    encoder = load(make(tmp_path / "model", tiny_model, kind, **config))
+    vectors = encoder.encode(TEXTS)
+    with pytest.raises(ModelError, match=why):
+        attention.attention_rows(encoder, TEXTS, layer=1)
+    np.testing.assert_array_equal(encoder.encode(TEXTS), vectors)

@@ -303,6 +303,8 @@ def _rows(encoder: Encoder, texts: Sequence[str], layer: int, role: Role) -> Ite
     config = model.config.get_text_config()
     model.set_attn_implementation("eager")  # the other kernels never hold the attention that they apply
     try:
+        if model.config._attn_implementation != "eager":  # as Falcon, which then tells another than it applies
+            raise ModelError(f"{_name(encoder.spec)} does not tell its attention: its kernel cannot be changed")
         for start in range(0, len(texts), _WINDOW):
             tokens = encoder.tokenize(texts[start : start + _WINDOW], role=role)
             longest = int(tokens.lengths.max())
@@ -342,10 +344,13 @@ def _attention(encoder: Encoder, tokens: Tokens, batch: NDArray[np.int64], layer
         output = encoder.backbone.model(
             input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_attentions=True
         )
-        heads_BHTT = output.attentions[layer - 1]
-    except (TypeError, IndexError, AttributeError) as error:
+        told = len(output.attentions)
+        layers = int(encoder.backbone.model.config.get_text_config().num_hidden_layers)
+        if told != layers:  # which ones these are is nowhere said
+            raise ModelError(f"{_name(encoder.spec)} has attention in {told} of its {layers} layers alone")
+        attention_BTT = output.attentions[layer - 1].float().mean(dim=1)
+    except (TypeError, AttributeError) as error:
         raise ModelError(f"{_name(encoder.spec)} does not tell its attention: {one_line(error)}") from error
-    attention_BTT = heads_BHTT.float().mean(dim=1)
     weights_BT = _row_weights(encoder.spec.pooling, mask_BT, span_BT)
     paid_BT = torch.einsum("bq,bqk->bk", weights_BT, attention_BTT) * mask_BT
     paid: NDArray[np.float64] = paid_BT.double().cpu().numpy()
