@@ -128,7 +128,7 @@ def test_an_index_that_changed_is_read_again(
     ours = warmed.run("search", GOAL, "-i", index, "--json", "--where", "id LIKE '%e%'")
     assert json.loads(ours.out)["id"] == "new"
     shutil.rmtree(index)
-    assert warmed.run("search", GOAL, "-i", index).err.endswith("make it with `llmindex build`\n")
+    assert warmed.run("search", GOAL, "-i", index).err.endswith("`llmindex build` makes one, -i names another\n")
 
 
 def test_an_index_that_the_client_does_not_see_is_not_answered_from(
