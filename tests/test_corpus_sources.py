@@ -83,6 +83,21 @@ class TestSources:
         with pytest.raises(CorpusError, match=r"^no such file: \*\.zip \(the pattern matches nothing\)$"):
             Corpus.open(["*.zip"])
 
+    @pytest.mark.parametrize("pattern", ["*", "*/", "**/*.txt", "*/*/*.txt", "[a-z]*/vectors/*", "./*"])
+    def test_an_index_that_a_glob_comes_across_is_no_part_of_the_corpus(self, pattern: str) -> None:
+        for name in ("notes/vectors/a.txt", "notes.llmindex/vectors/b.txt", "other/vectors/part-00000.parquet"):
+            Path(name).parent.mkdir(parents=True)
+            Path(name).write_text(name)
+        Path("other/manifest.json").write_text("{}")
+        Path("other/vectors/c.txt").write_text("beside a shard")
+        for each in (pattern, str(Path.cwd() / pattern)):
+            assert [row["text"] for row in documents(Corpus.open(each))] == ["notes/vectors/a.txt"]
+
+    def test_a_glob_inside_an_index_is_meant(self) -> None:
+        Path("notes.llmindex/mine").mkdir(parents=True)
+        Path("notes.llmindex/mine/a.txt").write_text("x")
+        assert Corpus.open("notes.llmindex/m*/*.txt").rows == 1
+
     @pytest.mark.parametrize(
         ("pattern", "ids"),
         [

@@ -1,6 +1,7 @@
 """From what the user named - files, folders, globs, ``-`` - to the files to read, in a fixed order."""
 
 import contextlib
+import functools
 import glob
 import hashlib
 import itertools
@@ -43,7 +44,7 @@ def find_files(source: str) -> list[SourceFile]:
     matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  (pathlib takes no absolute patterns)
     if not matches:
         raise CorpusError(f"{missing(readable(source))} (the pattern matches nothing)")
-    return _matched([Path(match) for match in matches], readable(source))
+    return _supported(_matched(source, [Path(match) for match in matches]), readable(source))
 
 
 def without_repeats(files: Sequence[SourceFile]) -> list[SourceFile]:
@@ -60,9 +61,13 @@ def folder_of(source: str) -> Path:
     """The folder that a source other than ``-`` is, or lies in; of a pattern the one that all its matches are below."""
     path = Path(source)
     if glob.has_magic(source) and not path.exists():
-        path = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        path = _before_magic(path)
     path = absolute(path)
     return path if path.is_dir() else path.parent
+
+
+def _before_magic(pattern: Path) -> Path:
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def absolute(path: Path) -> Path:
@@ -91,10 +96,18 @@ def _in_folder(folder: Path) -> list[SourceFile]:
     return _supported(_walk(folder, set()), label)
 
 
-def _matched(paths: Sequence[Path], pattern: str) -> list[SourceFile]:
+def _matched(pattern: str, paths: Sequence[Path]) -> Iterator[Path]:
+    """Files that a pattern matches or that lie below what it matches, but for those of indexes that it comes across."""
+    named = len(_before_magic(Path(pattern)).parts)
+    is_left_out = functools.cache(_is_index)  # not once for each file of a folder
     visited: set[Path] = set()
-    found = (file for path in paths for file in (_walk(path, visited) if path.is_dir() else [path]))
-    return _supported(found, pattern)
+    for path in paths:
+        is_folder = path.is_dir()
+        folders = [path, *path.parents] if is_folder else path.parents
+        with reading(readable(str(path))):
+            left_out = any(is_left_out(folder) for folder in folders if len(folder.parts) > named)
+        if not left_out:
+            yield from _walk(path, visited) if is_folder else [path]
 
 
 def _supported(paths: Iterator[Path], label: str) -> list[SourceFile]:
