@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -76,11 +77,6 @@ def split(names: str) -> list[str]:
     return listed
 
 
-def share_threads(processes: int) -> None:
-    """Give torch its part of the processors, where so many processes compute side by side."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-
-
 def dtype_name(dtype: torch.dtype) -> str:
     """A dtype as the command line spells it."""
     return str(dtype).removeprefix("torch.")
@@ -93,6 +89,59 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+class _Own(threading.local):
+    """What a thread computes with, while that is not the process's number of threads; else 0."""
+
+    threads = 0
+
+
+_own = _Own()
+_guard = threading.Lock()
+_changes: set[object] = set()  # under way in whichever thread
+_process = 0  # the process's number of threads, before the first of them
+
+
+@contextmanager
+def _changing_threads() -> Iterator[int]:
+    """Give torch, in the end, the number of threads back that the calling thread has now; yields it.
+
+    What a thread tells torch holds for all threads that begin meanwhile, too. One of these would give back what it
+    found, and so make a change of another thread last: the process's own number is remembered instead.
+    """
+    global _process
+    this, outer = object(), _own.threads
+    before = outer
+    try:
+        with _guard:
+            if not _changes:
+                _process = _found()
+            _changes.add(this)
+            before = before or _process
+        yield before
+    finally:
+        with _guard:
+            _own.threads = outer
+            if before:
+                torch.set_num_threads(before)
+            _changes.discard(this)
+
+
+def _change_threads(threads: int) -> None:
+    with _guard:
+        _own.threads = threads
+        torch.set_num_threads(threads)
+
+
+def _found() -> int:
+    """The process's number of threads, while nobody has changed it."""
+    found = torch.get_num_threads()
+    if _process in (0, found):
+        return found
+    # This thread may have begun during a change; one that begins now tells.
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(torch.get_num_threads).result()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Have torch compute in the calling thread alone, for work that several threads make slower.
@@ -100,12 +149,17 @@ def one_thread() -> Iterator[None]:
     To write to mapped pages for the first time is such work: with each page all processors that run the process are
     interrupted, which took eight times as long on a virtual machine with two of them.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with _changing_threads():
+        _change_threads(1)
         yield
-    finally:
-        torch.set_num_threads(threads)
+
+
+@contextmanager
+def share_threads(processes: int) -> Iterator[None]:
+    """Give torch its part of the processors, while so many processes compute side by side."""
+    with _changing_threads() as threads:
+        _change_threads(max(1, threads // processes))
+        yield
 
 
 @contextmanager
@@ -121,17 +175,17 @@ def side_by_side(jobs: int) -> Iterator[Callable[[Job], Job]]:
     Yields:
         what begins a job, and returns a function that waits for its result.
     """
-    threads = torch.get_num_threads()
-    workers = min(threads, jobs, _MOST_WORKERS)
-    if workers < 2:
-        yield lambda job: job
-        return
-    pool = ThreadPoolExecutor(workers, "encoding", torch.set_num_threads, (threads // workers,))
-    try:
-        yield lambda job: pool.submit(job).result
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # the workers' number is also that of threads to come
+    with _changing_threads() as threads:
+        workers = min(threads, jobs, _MOST_WORKERS)
+        if workers < 2:
+            _change_threads(threads)  # a thread that has begun during another's change has too few
+            yield lambda job: job
+            return
+        pool = ThreadPoolExecutor(workers, "encoding", _change_threads, (threads // workers,))
+        try:
+            yield lambda job: pool.submit(job).result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -189,10 +189,10 @@ def beside(encoder: Encoder | EncoderOptions | None, loaded: Encoder) -> Iterato
     if not isinstance(encoder, EncoderOptions) or len(names := devices(encoder)) == 1:
         yield None
         return
-    if loaded.placement.device.type == "cpu":
-        device.share_threads(len(names))
     trust = encoder.trust_remote_code
-    with closing(Helpers(loaded.spec, names[1:], dtype=loaded.dtype, trust_remote_code=trust)) as helpers:
+    on_cpu = loaded.placement.device.type == "cpu"
+    sharing = device.share_threads(len(names)) if on_cpu else nullcontext()
+    with sharing, closing(Helpers(loaded.spec, names[1:], dtype=loaded.dtype, trust_remote_code=trust)) as helpers:
         yield helpers
 
 
@@ -201,13 +201,13 @@ def main() -> None:
     # Whatever prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    with suppress(EOFError, OSError):
+    with suppress(EOFError, OSError), ExitStack() as lasting:
         order, processes = pickle.load(sys.stdin.buffer)
         encoder = None
         try:
             spec = EncoderSpec.from_json(order.pop("spec"))
             encoder = Encoder.from_spec(spec, **order)
-            device.share_threads(processes)
+            lasting.enter_context(device.share_threads(processes))
             _send(answers, None)
         except LlmindexError as error:
             _send(answers, error)
