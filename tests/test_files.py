@@ -1,14 +1,17 @@
 """A file is there whole or not at all, whoever writes it at the same time."""
 
+import fcntl
+import os
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmindex.errors import StorageError
-from llmindex.store.files import check_writable, replacing
+from llmindex.errors import IndexLocked, StorageError
+from llmindex.store.files import check_writable, lock, replacing
 
 
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
@@ -33,6 +36,28 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     with replacing(tmp_path / "out") as temporary:
         temporary.write_text("all")
     assert (tmp_path / "out").read_text() == "all"
+
+
+@pytest.mark.parametrize("other_waits", [False, True])
+def test_a_lock_that_is_removed_while_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_waits: bool
+) -> None:
+    others: list[BinaryIO] = []
+
+    def removed(file: BinaryIO, operation: int) -> None:
+        monkeypatch.undo()
+        (tmp_path / "lock").unlink()
+        if other_waits:
+            others.append(lock(tmp_path))
+        fcntl.flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed)
+    if other_waits:
+        with pytest.raises(IndexLocked, match=f"is being written by process {os.getpid()}; wait for it or stop it$"):
+            lock(tmp_path)
+        others.pop().close()
+    with lock(tmp_path), pytest.raises(IndexLocked):
+        lock(tmp_path)
 
 
 def test_whether_a_file_can_be_written_is_seen_without_writing_it(tmp_path: Path) -> None:

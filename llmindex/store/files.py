@@ -63,20 +63,26 @@ def _begin(path: Path) -> tuple[Path, BinaryIO]:
         raise storage_error(path, error) from error
 
 
-def _take(temporary: Path) -> BinaryIO:
-    """Open a temporary file that nobody else writes to, until it is closed."""
+def _take(path: Path) -> BinaryIO:
+    """Open a file that nobody else writes to, until it is closed."""
     while True:
-        file = temporary.open("ab")
+        file = path.open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+            if is_at(file, path):
                 return file
-        except FileNotFoundError:
-            pass
         except OSError:
             file.close()
             raise
         file.close()  # whoever had it has just given it its final name, or removed it
+
+
+def is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file still is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def refused(error: Exception) -> str | None:
@@ -134,23 +140,26 @@ def lock(folder: Path) -> BinaryIO:
     """
     path = folder / LOCK_NAME
     try:
-        file = path.open("a+b", buffering=0)
+        file = _take(path)
+    except BlockingIOError as error:
+        raise IndexLocked(f"{folder} is being written by {_holder(path)}; wait for it or stop it") from error
     except OSError as error:
         raise storage_error(path, error) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.truncate(0)
-        file.write(str(os.getpid()).encode())
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read(20)
-        file.close()
-        who = f"process {int(holder)}" if holder.isdigit() else "another process"
-        raise IndexLocked(f"{folder} is being written by {who}; wait for it or stop it") from error
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), str(os.getpid()).encode())
     except OSError as error:
         file.close()
         raise storage_error(path, error) from error
     return file
+
+
+def _holder(lock: Path) -> str:
+    try:
+        holder = lock.read_bytes()
+    except OSError:  # it has just been given up
+        holder = b""
+    return f"process {int(holder)}" if holder.isdigit() else "another process"
 
 
 def sync(path: Path) -> None:

@@ -237,6 +237,29 @@ def test_a_first_run_that_fails_leaves_nothing_of_its_own(tiny_model: Path, tmp_
     assert trainer.train([pairs], run, tiny_recipe(tiny_model)).adapter.is_dir()
 
 
+def test_a_first_run_that_fails_leaves_what_others_put_there(tiny_model: Path, tmp_path: Path) -> None:
+    pairs, run, away = write_pairs(tmp_path / "pairs.parquet"), tmp_path / "run", tmp_path / "away"
+
+    def train(meanwhile: Callable[[], object]) -> None:
+        def stop(record: Progress) -> None:
+            meanwhile()
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt, match="before the first checkpoint; the same command begins anew"):
+            trainer.train([pairs], run, tiny_recipe(tiny_model), on_progress=stop)
+
+    def begin_another() -> None:
+        run.rename(away)
+        shutil.copytree(away, run)
+
+    train(begin_another)
+    assert (run / "recipe.toml").is_file()
+    shutil.rmtree(run)
+    train(lambda: shutil.rmtree(run))
+    train(lambda: (run / "checkpoints" / "copied").mkdir(parents=True))
+    assert (run / "checkpoints" / "copied").is_dir()
+
+
 def test_a_run_that_fails_later_keeps_what_it_had(trained: Trained, tiny_model: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained.stopped, tmp_path / "run"))
     before = sorted(path.name for path in run.rglob("*"))

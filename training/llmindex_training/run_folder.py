@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from llmindex.errors import CorruptStore, RecipeError, UsageError
 from llmindex.folder import LOCK_NAME
-from llmindex.store.files import hash_file, is_temporary, lock, make_folder, replacing, storage_error
+from llmindex.store.files import hash_file, is_at, is_temporary, lock, make_folder, replacing, storage_error
 from llmindex_training import recipe as recipes
 from llmindex_training.recipe import Recipe
 
@@ -100,15 +100,22 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Leave nothing of a first start that came to no checkpoint: there is nothing to go on from."""
-        if self._lock is None or not self._first or self.last_checkpoint() is not None:
-            return
-        if any(entry.name not in _BEGUN and not is_temporary(entry) for entry in self.path.iterdir()):
-            return  # without its recipe, a folder with something else in it would be no run any more
         with suppress(OSError):  # what stopped the run is told, and what is left stands in nobody's way
+            # The folder may have been moved away since, and another run begun in its place.
+            if self._lock is None or not self._first or not is_at(self._lock, self.path / LOCK_NAME):
+                return
+            if self.last_checkpoint() is not None or self._holds_other():
+                return  # without its recipe, a folder with something else in it would be no run any more
             self._clear()
-            (self.path / LOCK_NAME).unlink(missing_ok=True)
+            (self.path / LOCK_NAME).unlink()
             if self._made:
                 self.path.rmdir()
+
+    def _holds_other(self) -> bool:
+        """Whether there is something that no run before its adapter has made."""
+        ours = set(self._all_checkpoints())
+        copies = self.checkpoints.is_dir() and any(entry not in ours for entry in self.checkpoints.iterdir())
+        return copies or any(entry.name not in _BEGUN and not is_temporary(entry) for entry in self.path.iterdir())
 
     def close(self) -> None:
         """Let others take the folder."""
