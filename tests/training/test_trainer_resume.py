@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -319,6 +320,14 @@ def test_before_the_first_checkpoint_there_is_nothing_to_keep(runs: Runs, tmp_pa
         trainer.train([runs.pairs], run, other, on_progress=_stop)
     runs.train(run)
     runs.check_equal(run)
+
+
+def test_a_stopped_run_writes_no_more(runs: Runs, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    before = set(threading.enumerate())
+    with pytest.raises(Stopped):
+        trainer.train([runs.pairs], tmp_path / "run", tiny_recipe(runs.model, "optim.steps=20"), on_progress=_stop)
+    assert set(threading.enumerate()) <= before
 
 
 def _stop(record: Progress) -> None:

@@ -1,11 +1,13 @@
 """How far a training run is, told to whoever watches, and what it came to."""
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from llmindex.progress import Progress, ProgressCallback
 from llmindex_training.run_folder import RunFolder
@@ -46,12 +48,23 @@ class TrainReport:
         return asdict(self) | {"run": str(self.run), "adapter": str(self.adapter)}
 
 
-def to_tensorboard(folder: RunFolder) -> TrainerCallback:
-    """What writes the run's log for TensorBoard, which must be installed."""
+@contextmanager
+def to_tensorboard(trainer: Trainer, folder: RunFolder) -> Iterator[None]:
+    """Have a trainer write its log for TensorBoard, too, where that is installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        yield
+        return
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(str(folder.tensorboard)))
+    writer = SummaryWriter(str(folder.tensorboard))
+    trainer.add_callback(TensorBoardCallback(writer))
+    try:
+        yield
+    finally:
+        # Trainer does so after the last step alone; until then a thread writes, which would miss a folder cleared away.
+        with suppress(OSError):  # what stopped the run is told
+            writer.close()
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]

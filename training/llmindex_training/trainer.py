@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +143,8 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         # Trainer wants a data set to evaluate, too; our evaluation has its own texts.
         super().__init__(model=wrapped, args=arguments, train_dataset=items, eval_dataset=items, data_collator=_only)
         self.remove_callback(PrinterCallback)
-        if distributed.rank() == 0:
-            if importlib.util.find_spec("tensorboard") is not None:
-                self.add_callback(to_tensorboard(folder))
-            if on_progress is not None:
-                self.add_callback(Reporter(on_progress, lambda: self.tokens))
+        if distributed.rank() == 0 and on_progress is not None:
+            self.add_callback(Reporter(on_progress, lambda: self.tokens))
 
     @property
     def kept_steps(self) -> tuple[int, ...]:
@@ -188,7 +185,8 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
             self._folder.drop_cut_off()
             self._folder.cut_log(step_of(checkpoint) if checkpoint else -1)
         try:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with to_tensorboard(self, self._folder) if distributed.rank() == 0 else nullcontext():
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt as interrupt:
             last = self._folder.last_checkpoint()
             if last is None:
