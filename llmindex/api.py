@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class Index:
 
     def search(
         self,
-        queries: str | Sequence[str],
+        queries: str | Iterable[str],
         k: int = 10,
         min_score: float | None = None,
         where: "Where | None" = None,

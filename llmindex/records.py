@@ -1,11 +1,13 @@
 """The small frozen records that travel between the parts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llmindex.errors import UsageError
 
 Vectors = NDArray[np.float32]
 """Embeddings or stored vectors: ``(n, dim) float32``, rows of unit length."""
@@ -58,3 +60,18 @@ class Tokens:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row, ``(n,) int64``."""
         return np.diff(self.offsets)
+
+
+def text_list(texts: Iterable[str]) -> list[str]:
+    """The texts that a caller gives in a list, a column of pandas, an array of NumPy, a generator or the like.
+
+    Raises:
+        UsageError: they are one string instead of several, or one of them is no string.
+    """
+    if isinstance(texts, str):
+        raise UsageError("texts must be a list of strings, not one string")
+    listed = list(texts)
+    for number, text in enumerate(listed, 1):
+        if not isinstance(text, str):
+            raise UsageError(f"text {number} must be a string, not {type(text).__name__}")
+    return listed

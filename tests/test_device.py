@@ -80,11 +80,14 @@ def test_nor_does_one_that_comes_back_to_it_later() -> None:
 def test_work_that_begins_during_a_change_gets_all_threads() -> None:
     other = Meanwhile()
 
-    def work() -> list[int]:
+    def threads() -> torch.Tensor:
+        return torch.tensor(torch.get_num_threads())
+
+    def work() -> list[float]:
         with side_by_side(1) as start:
-            alone = start(lambda: torch.tensor(torch.get_num_threads()))().item()
+            alone = start(threads)().item()
         with side_by_side(3) as start:
-            return [alone, *(start(lambda: torch.tensor(torch.get_num_threads()))().item() for _ in range(3))]
+            return [alone, *(start(threads)().item() for _ in range(3))]
 
     assert in_new_thread(work) == [3, 1, 1, 1]
     other.end()

@@ -185,6 +185,18 @@ def test_empty_list_and_empty_text(tiny_model: Path) -> None:
     assert np.linalg.norm(encoder.encode([""])) == pytest.approx(1, abs=1e-5)
 
 
+def test_texts_in_whatever_holds_them(tiny_model: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    encoder = load(tiny_model)
+    expected = encoder.encode(TEXTS)
+    rows = pandas.Series(["left out", *TEXTS]).iloc[1:]  # numbered from 1
+    np.testing.assert_array_equal(encoder.encode(rows), expected)
+    np.testing.assert_array_equal(encoder.encode(text for text in TEXTS), expected)
+    np.testing.assert_array_equal(encoder.tokenize(rows).ids, encoder.tokenize(TEXTS).ids)
+    with pytest.raises(UsageError, match=r"^text 2 must be a string, not float$"):
+        encoder.encode(pandas.Series(["one", float("nan")], dtype=object))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_out_of_memory_halves_the_batch_and_goes_on(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, threads: int

@@ -2,7 +2,10 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from llmindex.encode.encoder import Encoder
@@ -43,3 +46,55 @@ def test_what_is_asked_for_is_named_as_the_argument_is(tmp_path: Path) -> None:
     store, _ = make_index(tmp_path / "index", make_vectors(20, 8))
     with pytest.raises(UsageError, match=r"^k must be at least 1, got 0$"):
         Searcher(store, no_encoder).similar("d3", k=0)
+
+
+def test_a_number_of_hits_that_numpy_counted(tmp_path: Path) -> None:
+    store, _ = make_index(tmp_path / "index", make_vectors(20, 8))
+    searcher = Searcher(store, no_encoder)
+    assert searcher.similar("d3", k=np.int64(3)) == searcher.similar("d3", k=3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^k must be a whole number, got 2\.5$"):
+        searcher.similar("d3", k=2.5)  # type: ignore[arg-type]
+
+
+def test_an_id_that_is_no_string(tmp_path: Path) -> None:
+    store, _ = make_index(tmp_path / "index", make_vectors(20, 8))
+    with pytest.raises(UsageError, match=r"^the id 3 is not a string"):
+        Searcher(store, no_encoder).similar(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", [None, pc.field("number") >= 0])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda vectors: vectors[0], r"expected \(q, 8\) float32 queries, got \(8,\) float32"),
+        (lambda vectors: vectors[:, :5], r"got \(2, 5\) float32"),
+        (lambda vectors: vectors.astype(np.float64), r"got \(2, 8\) float64"),
+        (lambda vectors: vectors * np.float32(np.nan), "finite"),
+    ],
+)
+def test_query_vectors_that_are_none(change: Any, fault: str, where: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    store, _ = make_index(tmp_path / "index", make_vectors(20, 8))
+    with pytest.raises(ValueError, match=fault):
+        Searcher(store, no_encoder).search_vectors(change(make_vectors(2, 8)), where=where)
+
+
+class AnyEncoder:
+    """Gives some vector for each text."""
+
+    def encode(self, texts: list[str], *, role: str) -> Any:  # noqa: ANN401
+        return make_vectors(len(texts), 8)
+
+
+def test_queries_in_whatever_holds_them(tmp_path: Path) -> None:
+    store, _ = make_index(tmp_path / "index", make_vectors(20, 8))
+    searcher = Searcher(store, AnyEncoder)  # type: ignore[arg-type]
+    texts = ["one", "two", "three"]
+    expected = searcher.search(texts)
+    assert searcher.search(np.array(texts)) == expected
+    assert searcher.search(text for text in texts) == expected
+    assert searcher.search(dict.fromkeys(texts)) == expected
+    assert searcher.search(np.array([], np.str_)) == []
+    with pytest.raises(UsageError, match=r"^text 2 must be a string, not NoneType$"):
+        searcher.search(["one", None])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="not one string"):
+        searcher.search("one")

@@ -6,7 +6,7 @@ to rounding; :meth:`Encoder.self_check` measures the rounding, and the manifest 
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Literal
@@ -30,7 +30,7 @@ from llmindex.encode.whitening import Whitening
 from llmindex.encode.wrapping import Wrapping, room_for_text
 from llmindex.errors import ModelError, NotFinite, SpecMismatch, UsageError
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.records import Tokens, Vectors
+from llmindex.records import Tokens, Vectors, text_list
 
 logger = logging.getLogger(__name__)
 
@@ -205,14 +205,13 @@ class Encoder:
         resolved = [prompts.resolve(each) for each in templates]
         return room_for_text(resolved, self.spec.pooling, self._tokenizer, self.decoder.max_positions)
 
-    def tokenize(self, texts: Sequence[str], *, role: Role = "document") -> Tokens:
+    def tokenize(self, texts: Iterable[str], *, role: Role = "document") -> Tokens:
         """Wrap texts in the role's prompt and turn them into token ids; only the text is ever cut.
 
         Raises:
-            UsageError: the texts are one string instead of several, or there is no such role.
+            UsageError: the texts are one string instead of several, one is no string, or there is no such role.
         """
-        if isinstance(texts, str):
-            raise UsageError("texts must be a list of strings, not one string")
+        texts = text_list(texts)
         if role not in self._parts:
             raise UsageError(f'unknown role "{role}"; one of {", ".join(self._parts)}')
         before, gap, after, begins = self._parts[role]
@@ -281,12 +280,13 @@ class Encoder:
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         role: Role = "document",
         on_progress: ProgressCallback | None = None,
     ) -> Vectors:
-        """Embed texts: ``(n, dim) float32``, rows of unit length, in the order given."""
+        """Embed texts: ``(n, dim) float32``, rows of unit length, in the order given; raises as the two above."""
+        texts = text_list(texts)
         vectors = np.empty((len(texts), self.spec.dim), np.float32)
         done = token_count = 0
 

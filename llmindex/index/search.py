@@ -1,15 +1,18 @@
 """Searcher: an encoder, a FAISS index and the store, together answering questions with documents."""
 
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from llmindex.errors import UsageError
 from llmindex.index.faiss_index import VectorIndex
 from llmindex.index.filtered import FilteredIndex
-from llmindex.records import Hit, Vectors
+from llmindex.records import Hit, Vectors, text_list
 from llmindex.store.reader import VectorStore
 from llmindex.store.values import to_pylist
 from llmindex.store.where import Where
@@ -42,7 +45,7 @@ class Searcher:
         return self._load_encoder()
 
     def search(
-        self, queries: Sequence[str], k: int = 10, min_score: float | None = None, where: Where | None = None
+        self, queries: Iterable[str], k: int = 10, min_score: float | None = None, where: Where | None = None
     ) -> list[list[Hit]]:
         """The nearest documents of each query, best first.
 
@@ -54,14 +57,15 @@ class Searcher:
                 such as ``"year >= 2020 AND lang = 'en'"``, or an expression of ``pyarrow.compute``.
 
         Raises:
-            UsageError: a query is blank or not UTF-8, k is below 1, min_score is not a number, or where is not a
-                condition on these columns.
+            UsageError: a query is blank, not UTF-8 or no string, k is below 1 or not whole, min_score is not a number,
+                or where is not a condition on these columns.
             MissingPackage: where is SQL, and duckdb is not installed.
             ModelError: the index's model is not there any more.
             SpecMismatch: it has changed since.
         """
+        queries = text_list(queries)
         _check_texts(queries)
-        index = self._among(k, min_score, where)  # before the model is loaded, which takes its time
+        index, k = self._among(k, min_score, where)  # before the model is loaded, which takes its time
         if not queries or not index.count:
             return [[] for _ in queries]
         return self._hits(index, self.encoder.encode(queries, role="query"), k, min_score)
@@ -69,8 +73,20 @@ class Searcher:
     def search_vectors(
         self, vectors: Vectors, k: int = 10, min_score: float | None = None, where: Where | None = None
     ) -> list[list[Hit]]:
-        """The same for query vectors ``(q, dim) float32`` of unit length."""
-        return self._hits(self._among(k, min_score, where), vectors, k, min_score)
+        """The same for query vectors ``(q, dim) float32`` of unit length.
+
+        Raises:
+            ValueError: they have another shape or dtype, or are not finite.
+            UsageError: as :meth:`search`.
+            MissingPackage: as :meth:`search`.
+        """
+        dim = self._store.dim
+        if vectors.ndim != 2 or vectors.shape[1] != dim or vectors.dtype != np.float32:
+            raise ValueError(f"expected (q, {dim}) float32 queries, got {vectors.shape} {vectors.dtype}")
+        if not np.isfinite(vectors).all():
+            raise ValueError("expected queries that are finite, got some that are not")
+        index, k = self._among(k, min_score, where)
+        return self._hits(index, vectors, k, min_score)
 
     def similar(
         self, document_id: str, k: int = 10, min_score: float | None = None, where: Where | None = None
@@ -81,16 +97,16 @@ class Searcher:
             UsageError: there is no such id, or as :meth:`search`.
             MissingPackage: as :meth:`search`.
         """
-        index = self._among(k, min_score, where)
+        index, k = self._among(k, min_score, where)
         row = self._store.rows_of([document_id])
         (hits,) = self._hits(index, self._store.take_vectors(row), k + 1, min_score)
         others = [hit for hit in hits if hit.row != int(row[0])][:k]
         return [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
 
-    def _among(self, k: int, min_score: float | None, where: Where | None) -> VectorIndex | FilteredIndex:
-        """What to search in."""
-        _check(k, min_score)
-        return self._index if where is None else self._filters.of(where)
+    def _among(self, k: int, min_score: float | None, where: Where | None) -> tuple[VectorIndex | FilteredIndex, int]:
+        """What to search in, and k as Python's own number, which alone FAISS takes."""
+        k = _checked(k, min_score)
+        return self._index if where is None else self._filters.of(where), k
 
     def _hits(
         self, index: VectorIndex | FilteredIndex, vectors: Vectors, k: int, min_score: float | None
@@ -112,11 +128,16 @@ def _hit(rank: int, row: int, score: float, document: dict[str, object]) -> Hit:
     return Hit(rank, row, str(document.pop("id")), score, str(document.pop("text")), document)
 
 
-def _check(k: int, min_score: float | None) -> None:
+def _checked(k: int, min_score: float | None) -> int:
+    try:
+        k = operator.index(k)
+    except TypeError as error:
+        raise UsageError(f"k must be a whole number, got {k!r}") from error
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}")
     if min_score is not None and math.isnan(min_score):
         raise UsageError("min_score must be a number, got nan")
+    return k
 
 
 def _check_texts(queries: Sequence[str]) -> None:

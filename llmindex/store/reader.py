@@ -143,6 +143,8 @@ def as_array(rows: Rows) -> pa.Array:
 
 
 def _check_text(id_: str) -> None:
+    if not isinstance(id_, str):
+        raise UsageError(f"the id {id_!r:.{_SHOWN}} is not a string, as all ids are")
     try:
         id_.encode()
     except UnicodeEncodeError as error:
@@ -310,9 +312,9 @@ class VectorStore:
         Raises:
             UsageError: there is no document of that id; the nearest ids are named.
         """
-        wanted = list(dict.fromkeys(ids))
-        for each in wanted:
+        for each in ids:
             _check_text(each)
+        wanted = list(dict.fromkeys(ids))
         value_set = pa.array(wanted, pa.string())
         found: dict[str, int] = {}
         start = 0
