@@ -308,6 +308,15 @@ def test_a_configuration_without_end(tiny_model: Path, tmp_path: Path) -> None:
         Encoder.load(str(folder))
 
 
+@pytest.mark.parametrize("name", [adapters.CONFIG_NAME, adapters.WEIGHTS_NAME, adapters.WHITENING_NAME])
+def test_a_disk_that_fails(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/proc/self/mem")  # opens, and cannot be read
+    with pytest.raises(AdapterError, match=f"^cannot read {folder}: Input/output error$"):
+        adapters.read(folder)
+
+
 def test_a_pattern_that_is_left_out_may_be_null(tiny_model: Path, tmp_path: Path) -> None:
     folder = make_adapter(tiny_model, tmp_path / "adapter")
     plain = Encoder.load(str(folder)).encode(TEXTS)

@@ -163,6 +163,12 @@ def set_weights(folder: Path, value: float) -> None:
     save_file(filled, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def replace_by_failing(file: Path) -> None:
+    """Put a file there that opens, and cannot be read."""
+    file.unlink()
+    file.symlink_to("/proc/self/mem")
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
@@ -182,6 +188,7 @@ def set_weights(folder: Path, value: float) -> None:
         (lambda folder: set_weights(folder, float("nan")), "not finite"),
         (lambda folder: (folder / "tokenizer.json").write_text("no"), "cannot load the tokenizer"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "nonsense"}'), "cannot load"),
+        (lambda folder: replace_by_failing(folder / "model.safetensors"), "^cannot read .*model: Input/output error$"),
     ],
 )
 def test_a_damaged_folder_is_refused_in_one_line(tiny_model: Path, tmp_path: Path, break_it: object, said: str) -> None:

@@ -82,18 +82,17 @@ def read(folder: Path) -> Adapter:
         kind = str(config["peft_type"])
         alpha = _alpha(config["lora_alpha"]) if kind == "LORA" else 0.0
         _check_pattern(config.get("alpha_pattern"))
-        weights_bytes = weights.read_bytes()
-    except OSError as error:
-        raise AdapterError(unreadable(error.filename, error)) from error
+        contents = [file.read_bytes() for file in (weights, folder / WHITENING_NAME) if file.is_file()]
+    except OSError as error:  # a disk that fails while it is read does not say of which file
+        raise AdapterError(unreadable(error.filename or folder, error)) from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, re.error) as error:
         raise AdapterError(f'adapter "{folder}" is damaged: {CONFIG_NAME}: {error}') from error
     _check_plain(folder, kind, config)
     counted = [alpha, config.get("alpha_pattern") or {}, bool(config.get("use_rslora"))]
     counted.append(bool(config.get("fan_in_fan_out")))
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode())
-    digest.update(weights_bytes)
-    if (folder / WHITENING_NAME).is_file():
-        digest.update((folder / WHITENING_NAME).read_bytes())
+    for content in contents:
+        digest.update(content)
     return Adapter(folder, config, digest.hexdigest())
 
 

@@ -282,8 +282,8 @@ def _identity(folder: Path) -> str:
         for file in weights:
             for piece in _tensor_samples(file):
                 digest.update(piece)
-    except OSError as error:
-        raise ModelError(unreadable(error.filename, error)) from error
+    except OSError as error:  # a disk that fails while it is read does not say of which file
+        raise ModelError(unreadable(error.filename or folder, error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f'model "{folder}" is damaged: {one_line(error)}') from error
     return digest.hexdigest()
