@@ -1,5 +1,6 @@
 """Pairs: checked row by row, dealt the same every time, each once before any comes again, the held-out ones never."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,8 @@ def test_identity_is_that_of_the_rows(tmp_path: Path) -> None:
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.parquet") == f"no such file: {tmp_path}/none.parquet"
     assert refused(tmp_path) == f"{tmp_path} is a folder; name a Parquet file"
+    os.mkfifo(tmp_path / "pipe")
+    assert refused(tmp_path / "pipe") == f"{tmp_path}/pipe is no regular file; name a Parquet file"
     (tmp_path / "text.parquet").write_text("hello", encoding="utf-8")
     assert refused(tmp_path / "text.parquet").startswith(f"{tmp_path}/text.parquet cannot be read as Parquet")
     (tmp_path / "pairs.csv").write_text("text,text_pair\na,b\n", encoding="utf-8")

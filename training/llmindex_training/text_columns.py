@@ -18,11 +18,13 @@ def open_file(path: Path) -> pq.ParquetFile:
     """Open a Parquet file.
 
     Raises:
-        CorpusError: it is missing, a folder, or not Parquet.
+        CorpusError: it is missing, a folder or a pipe, or not Parquet.
         UsageError: its name is not UTF-8.
     """
+    if not path.exists():
+        raise CorpusError(missing(path))
     if not path.is_file():
-        raise CorpusError(f"{path} is a folder; name a Parquet file" if path.is_dir() else missing(path))
+        raise CorpusError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; name a Parquet file")
     check_name(path)
     try:
         return pq.ParquetFile(path)
