@@ -289,6 +289,19 @@ def test_an_index_is_refused_before_anything_is_encoded_by_the_documents_not_the
     assert not (tmp_path / "x").exists()
 
 
+def test_numbers_of_numpy_are_taken_and_saved(tiny_model: Path, tmp_path: Path) -> None:
+    table = pa.table({"text": ["fox", "hound"]})
+    numbers: dict[str, Any] = {"dim": np.int64(8), "max_tokens": np.int32(9), "layer": np.int64(1)}
+    options = llmindex.EncoderOptions(str(tiny_model), **numbers)
+    recall: Any = np.float32(0.5)
+    report = llmindex.build(table, tmp_path / "x", encoder=options, recall=recall)
+    assert report.index.recall_target == 0.5
+    spec = llmindex.open(tmp_path / "x").store.manifest.encoder.spec
+    assert (spec.dim, spec.max_tokens, spec.layer) == (8, 9, 1)
+    with pytest.raises(UsageError, match=r"^--max-tokens 9\.5 must be a whole number$"):
+        llmindex.build(table, tmp_path / "y", encoder=llmindex.EncoderOptions(str(tiny_model), max_tokens=9.5))  # type: ignore[arg-type]
+
+
 def test_a_reindex_is_planned_as_it_is_run(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
     llmindex.build(corpus, tmp_path / "x", encoder=encoder, vector_dtype="float32")
     index = llmindex.open(tmp_path / "x")

@@ -66,6 +66,17 @@ class TestOptions:
         assert resolved.min_samples is not None
         assert resolved.resolve(9) == resolved
 
+    def test_numbers_of_numpy_are_taken_and_saved(self, tmp_path: Path) -> None:
+        store = make_store(tmp_path / "x.llmindex", make_vectors(40, 8, clusters=2))
+        numbers: dict[str, Any] = {
+            "min_cluster_size": np.int64(5),
+            "min_samples": np.int8(2),
+            "memory": np.uint64(2**32),
+        }
+        options = ClusterOptions(**numbers, assign_distance=np.float32(0.5))  # type: ignore[arg-type]
+        save(cluster(store, options), store)
+        assert load(store).options == ClusterOptions(5, 2, memory=2**32, assign_distance=0.5)
+
     def test_the_default_size_grows_with_the_corpus(self) -> None:
         sizes = [ClusterOptions().resolve(count) for count in (0, 20, 1_000, 10_000, 100_000)]
         assert [options.min_cluster_size for options in sizes] == [3, 3, 8, 25, 79]

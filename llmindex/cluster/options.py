@@ -1,5 +1,6 @@
 """What can be chosen in a clustering, and what is chosen when it is not said."""
 
+import operator
 import re
 from dataclasses import dataclass, replace
 from math import inf
@@ -52,13 +53,15 @@ class ClusterOptions:
     name: str = "default"
 
     def __post_init__(self) -> None:
-        _check_number("min_cluster_size", self.min_cluster_size, 2)
-        _check_number("min_samples", self.min_samples, 1)
+        for option, least in (("min_cluster_size", 2), ("min_samples", 1), ("memory", 1)):
+            # As Python's own number, which alone the clustering's file can hold.
+            object.__setattr__(self, option, _whole_number(option, getattr(self, option), least))
         _check_choice("selection", self.selection, SELECTIONS)
         _check_choice("reduce", self.reduce, REDUCTIONS)
-        if self.assign_distance is not None and not 0 <= self.assign_distance < inf:
-            raise UsageError(f"assign_distance must be a finite number of 0 or more, not {self.assign_distance}")
-        _check_number("memory", self.memory, 1)
+        if self.assign_distance is not None:
+            if not 0 <= self.assign_distance < inf:
+                raise UsageError(f"assign_distance must be a finite number of 0 or more, not {self.assign_distance}")
+            object.__setattr__(self, "assign_distance", float(self.assign_distance))
         check_name(self.name)
 
     def resolve(self, count: int) -> "ClusterOptions":
@@ -83,9 +86,16 @@ def check_name(name: str) -> None:
         raise UsageError(f'name "{name}" cannot name a clustering; use {rule}')
 
 
-def _check_number(option: str, value: int | None, least: int) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+def _whole_number(option: str, value: int | None, least: int) -> int | None:
+    if value is None:
+        return None
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
         raise UsageError(f"{option} must be a whole number of {least} or more, not {value}")
+    return number
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -389,6 +390,8 @@ def _check_unchanged(what: str, sha256: str, recorded: str | None) -> None:
 
 
 def _at_least_one(option: str, value: int | None, default: int) -> int:
-    if value is not None and value < 1:
-        raise UsageError(f"{option} {value} must be at least 1")
-    return default if value is None else value
+    if value is None:
+        return default
+    if not isinstance(value, Integral) or value < 1:
+        raise UsageError(f"{option} {value} must be {'at least 1' if value < 1 else 'a whole number'}")
+    return int(value)

@@ -1,5 +1,6 @@
 """How an encoder is asked for, and what is taken where nothing was asked."""
 
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,7 +86,7 @@ class Settings:
             (trained.prompt, trained.query_prompt) if trained else (DEFAULT_PROMPT, DEFAULT_QUERY_PROMPT)
         )
         layer = trained.layer if trained else -1
-        layer = layer if options.layer is None else options.layer
+        layer = layer if options.layer is None else operator.index(options.layer)  # NumPy's are no JSON
         # A cut or a whitening of the adapted encoder's vectors says nothing about those of another pooling or layer.
         same = trained if trained and (pooling, layer) == (trained.pooling, trained.layer) else None
         return cls(

@@ -89,7 +89,7 @@ def build_index(
         written.unlink(missing_ok=True)
     if reached < recall:
         logger.warning("recall@10 of %s is %.3f, below the %.3f asked for", chosen.factory, reached, recall)
-    return IndexRecord(name, sha256, size, chosen.factory, parameters, store.vectors_id, recall, reached)
+    return IndexRecord(name, sha256, size, chosen.factory, parameters, store.vectors_id, float(recall), reached)
 
 
 def rebuild(
