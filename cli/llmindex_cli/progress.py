@@ -8,11 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from llmindex.progress import Progress, ProgressCallback
-from llmindex_cli.console import duration, is_quiet
+from llmindex_cli.console import cut, duration, is_quiet
 
 LINE_EVERY_S = 10.0
 # A stage that took less is over before anybody wonders: it gets no line of its own.
 WORTH_A_LINE_S = 1.0
+NARROWEST_BAR = 5
 
 
 @dataclass(slots=True)
@@ -50,25 +51,30 @@ class Stage:
         """How far, how fast, how long yet: ``12,288 of 20,000 documents, 35 documents/s, 3 min left``."""
         last = self.last
         of = f" of {last.total:,}" if last.total is not None else ""
-        return ", ".join([f"{last.done:,}{of} {last.unit}", *self.speed()])
+        return ", ".join([f"{last.done:,}{of} {last.unit}", *self.rates(), *self.outlook()])
 
-    def speed(self) -> list[str]:
-        """What is known of it: units a second, tokens a second, time left."""
-        last, parts = self.last, []
+    def rates(self) -> list[str]:
+        """Units a second, tokens a second, as far as they are known."""
+        parts = []
         if self.rate:
-            parts.append(f"{_rate(self.rate)} {last.unit}/s")
+            parts.append(f"{_rate(self.rate)} {self.last.unit}/s")
         if self.token_rate:
             parts.append(f"{_rate(self.token_rate)} tokens/s")
+        return parts
+
+    def outlook(self) -> list[str]:
+        """Time left, and the stage's own details, as far as they are known."""
+        last, parts = self.last, []
         if self.rate and last.total is not None and last.total > last.done:
             parts.append(f"{duration((last.total - last.done) / self.rate)} left")
         return [*parts, last.detail] if last.detail else parts
 
 
 def _brief(stage: Stage) -> str:
-    # Beside the bar, where the line is short and the rate names the unit.
-    if speed := stage.speed():
+    # Beside the bar, where the line is short and the rate names the unit. What can be spared comes last.
+    if rates := stage.rates():
         total = "" if stage.last.total is None else f"/{stage.last.total:,}"
-        return ", ".join([f"{stage.last.done:,}{total}", *speed])
+        return ", ".join([f"{stage.last.done:,}{total}", *stage.outlook(), *rates])
     return stage.describe()
 
 
@@ -157,7 +163,10 @@ def _bar() -> Iterator[ProgressCallback]:
                 stages[record.stage] = (Stage(record, record, now, now), task)
             stage, task = stages[record.stage]
             stage.last, stage.now = record, now
-            bar.update(task, completed=record.done, total=record.total, detail=_brief(stage))
+            # Only the bar may shrink: rich would take the same from all columns, of all stages, down to no bar at all.
+            room = bar.console.width - max(10, *map(len, stages)) - NARROWEST_BAR - 2
+            detail = cut(_brief(stage), max(0, room))
+            bar.update(task, completed=record.done, total=record.total, detail=detail)
 
         try:
             yield show

@@ -91,6 +91,9 @@ def work(as_json):
             show(Progress("[red]scan", done, 100))
         logging.getLogger("llmindex").warning("lifted")
         show(Progress("encode", 5, None, unit="files"))
+        for done in range(3):
+            time.sleep(0.1)
+            show(Progress("train", done, 60, "steps", tokens=done * 900, detail="score 0.5551, loss 3.108, lr 2.0e-04"))
 prompts.command.callback = work
 from llmindex_cli.main import main
 import sys
@@ -98,11 +101,11 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def on_a_terminal(*arguments: str) -> str:
+def on_a_terminal(*arguments: str, columns: int = 100) -> str:
     ours, theirs = pty.openpty()
     running = subprocess.Popen(
         [sys.executable, "-c", SHOW, *arguments],
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+        env=os.environ | {"TERM": "xterm", "COLUMNS": str(columns)},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -133,6 +136,15 @@ def test_a_terminal_gets_a_bar_and_log_lines_above_it() -> None:
 def test_a_terminal_sees_a_sign_of_life_before_there_is_anything_to_report() -> None:
     for arguments in (("prompts",), ("prompts", "--json")):
         assert "starting" in on_a_terminal(*arguments)
+
+
+def test_a_long_line_leaves_the_stages_their_names_and_bars() -> None:
+    lines = re.split(r"[\r\n]+", on_a_terminal("prompts", columns=80))
+    long = [line.rstrip() for line in lines if "loss" in line]
+    assert long
+    assert all(re.match(r"train +[━╸╺]{5,} 2/60, .* left, score 0.5551, loss 3.108, ", line) for line in long)
+    assert all(len(line) <= 80 for line in lines)
+    assert not any(re.match(r"encode +5 files", line) for line in lines)
 
 
 def test_quiet_shows_no_progress() -> None:
