@@ -352,7 +352,17 @@ def _tokens_per_second(encoder: "Encoder", texts: list[str]) -> float:
 
 
 def _listed(sources: Sources) -> Sequence[str | Path] | pa.Table:
-    return [sources] if isinstance(sources, str | Path) else sources
+    if isinstance(sources, pa.Table):
+        return sources
+    # What is made of columns, such as a frame of pandas, would be taken for a list of files by their names.
+    listed = [sources] if isinstance(sources, str | Path) or hasattr(sources, "columns") else list(sources)
+    for source in listed:
+        if not isinstance(source, str | Path):
+            kind = type(source).__name__
+            raise UsageError(
+                f"a corpus is files or a pyarrow.Table, not {kind}; pyarrow.table(...) makes one of tables"
+            )
+    return listed
 
 
 def _check_options(

@@ -289,6 +289,16 @@ def test_an_index_is_refused_before_anything_is_encoded_by_the_documents_not_the
     assert not (tmp_path / "x").exists()
 
 
+def test_sources_in_whatever_holds_them(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    planned = llmindex.plan(corpus, encoder=encoder).documents
+    assert llmindex.plan((path for path in [corpus]), encoder=encoder).documents == planned  # type: ignore[arg-type]
+    frame = pytest.importorskip("pandas").DataFrame({"id": ["a"], "text": ["fox"]})
+    for none, kind in ((frame, "DataFrame"), (pa.RecordBatch.from_pylist([{"text": "fox"}]), "RecordBatch")):
+        with pytest.raises(UsageError, match=rf"^a corpus is files or a pyarrow\.Table, not {kind};"):
+            llmindex.build(none, tmp_path / "x", encoder=encoder)
+        assert llmindex.plan(pa.table(none), encoder=encoder).documents == 1
+
+
 def test_numbers_of_numpy_are_taken_and_saved(tiny_model: Path, tmp_path: Path) -> None:
     table = pa.table({"text": ["fox", "hound"]})
     numbers: dict[str, Any] = {"dim": np.int64(8), "max_tokens": np.int32(9), "layer": np.int64(1)}
