@@ -2,8 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from llmindex.store.writer import VectorWriter
 if TYPE_CHECKING:
     from llmindex.cluster.clustering import Clustering, ClusterOptions
     from llmindex.encode.encoder import Encoder
+    from llmindex.encode.spec import EncoderSpec
     from llmindex.index.forecast import ReindexPlan
     from llmindex.index.search import Searcher
     from llmindex.store.where import Where
@@ -65,7 +66,8 @@ class Index:
         """What answers the queries."""
         from llmindex.index.search import Searcher
 
-        return Searcher(self.store, self._load_encoder)
+        # Not a method of this object: the two would keep each other, model and open files for the garbage collector.
+        return Searcher(self.store, partial(_load_encoder, self.store.manifest.encoder.spec, self._encoder_options))
 
     def search(
         self,
@@ -196,10 +198,11 @@ class Index:
             "bytes": _folder_bytes(self.path),
         }
 
-    def _load_encoder(self) -> "Encoder":
-        from llmindex.encode.encoder import Encoder
 
-        return Encoder.from_spec(self.store.manifest.encoder.spec, **self._encoder_options)
+def _load_encoder(spec: "EncoderSpec", options: Mapping[str, Any]) -> "Encoder":
+    from llmindex.encode.encoder import Encoder
+
+    return Encoder.from_spec(spec, **options)
 
 
 def _folder_bytes(folder: Path) -> int:

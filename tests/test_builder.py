@@ -1,11 +1,13 @@
 """Builds end to end with a tiny model: resuming, refusing, and what kill -9 leaves behind."""
 
+import gc
 import json
 import random
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +299,20 @@ def test_sources_in_whatever_holds_them(corpus: Path, encoder: Encoder, tmp_path
         with pytest.raises(UsageError, match=rf"^a corpus is files or a pyarrow\.Table, not {kind};"):
             llmindex.build(none, tmp_path / "x", encoder=encoder)
         assert llmindex.plan(pa.table(none), encoder=encoder).documents == 1
+
+
+def test_an_index_that_is_let_go_is_gone(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    """Its model and its open files, too: the garbage collector may be long in coming."""
+    llmindex.build(corpus, tmp_path / "x", encoder=encoder)
+    index = llmindex.open(tmp_path / "x")
+    index.search("fox", where="id != 'x'")
+    store, model = weakref.ref(index.store), weakref.ref(index.searcher.encoder)
+    gc.disable()
+    try:
+        del index
+        assert (store(), model()) == (None, None)
+    finally:
+        gc.enable()
 
 
 def test_numbers_of_numpy_are_taken_and_saved(tiny_model: Path, tmp_path: Path) -> None:
