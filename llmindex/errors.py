@@ -120,3 +120,7 @@ class BuildInterrupted(Interrupted):
     def __init__(self, committed: int) -> None:
         self.committed = committed
         super().__init__("1 document is stored" if committed == 1 else f"{committed:,} documents are stored")
+
+    def __reduce__(self) -> tuple[type["BuildInterrupted"], tuple[int]]:
+        """For pickle, which would make a new one of the message; a pool of processes breaks where that fails."""
+        return type(self), (self.committed,)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import pickle
 import random
 import signal
 import subprocess
@@ -313,6 +314,11 @@ def test_an_index_that_is_let_go_is_gone(corpus: Path, encoder: Encoder, tmp_pat
         assert (store(), model()) == (None, None)
     finally:
         gc.enable()
+
+
+def test_an_interruption_can_be_sent_to_another_process() -> None:
+    sent = pickle.loads(pickle.dumps(BuildInterrupted(3_000)))
+    assert (str(sent), sent.committed) == ("3,000 documents are stored", 3_000)
 
 
 def test_numbers_of_numpy_are_taken_and_saved(tiny_model: Path, tmp_path: Path) -> None:
