@@ -83,13 +83,11 @@ def command(
         raise click.UsageError("--plot draws one text: give a TEXT.", context)
     if limit is not None and file is None:
         raise click.UsageError("--limit is for --file.", context)
-    from llmindex_training import attention_plot
+    report = _measure(text, file, (text_columns, id_column, on_bad_row), encoder, limit, attention_layer, role, plot)
+    if plot is not None:
+        from llmindex_training.attention_plot import write_plot
 
-    if plot is not None:
-        attention_plot.check_path(plot)
-    report = _measure(text, file, (text_columns, id_column, on_bad_row), encoder, limit, attention_layer, role)
-    if plot is not None:
-        attention_plot.write_plot(plot, report)
+        write_plot(plot, report)
     if as_json:
         print_json(report.to_json())
     else:
@@ -106,14 +104,17 @@ def _measure(
     limit: int | None,
     layer: int,
     role: Any,  # noqa: ANN401
+    plot: Path | None,
 ) -> "AttentionReport":
     from llmindex.corpus import Corpus, CorpusOptions
     from llmindex.encode.settings import EncoderOptions
 
     with progress() as on_progress:
         if file is None:
-            from llmindex_training import attention
+            from llmindex_training import attention, attention_plot
 
+            if plot is not None:
+                attention_plot.check_path(plot)
             options = EncoderOptions(**encoder)
             return attention.of_text(options, text or "", layer=layer, role=role, on_progress=on_progress)
         with Corpus.open([file], CorpusOptions(*reading), on_progress) as corpus:

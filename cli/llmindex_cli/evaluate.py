@@ -209,12 +209,13 @@ def mteb(tasks: tuple[str, ...], output: Path | None, as_json: bool, encoder: di
 
     Queries get the query prompt, everything else the documents'. The tasks' data come from the Hugging Face hub.
     """
-    from llmindex_training.mteb_model import evaluate_mteb, find_tasks
-
-    found = find_tasks(tasks)
-    loaded = _load(encoder)
     scores = []
     with progress() as on_progress:
+        # Here, as torch takes seconds to load: the terminal has a sign of life meanwhile.
+        from llmindex_training.mteb_model import evaluate_mteb, find_tasks
+
+        found = find_tasks(tasks)
+        loaded = _load(encoder)
         for score in evaluate_mteb(loaded, found, results=output, on_progress=on_progress):
             scores.append(score)
             if as_json:
@@ -232,9 +233,9 @@ def _measure(
     as_json: bool,
 ) -> None:
     """Load one encoder or two, run an evaluation and print its scores."""
-    one = _load(encoder)
-    other = None if baseline is None else _load({"model": baseline} | {name: encoder[name] for name in RUNTIME})
     with progress() as on_progress:
+        one = _load(encoder)
+        other = None if baseline is None else _load({"model": baseline} | {name: encoder[name] for name in RUNTIME})
         scores = run(one, other, on_progress)
     if as_json:
         print_scores_json(scores, one.spec.fingerprint(), other.spec.fingerprint() if other else None)

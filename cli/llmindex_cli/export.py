@@ -46,10 +46,11 @@ def command(model: str, output: Path, to: Any, overwrite: bool, as_json: bool, r
     Weights are merged; prompts and pooling go along. Before it is called done, the folder is loaded by the tool that
     it is for and has to give the same vectors. --dtype is that of the weights; auto writes float32.
     """
-    from llmindex.encode.settings import EncoderOptions
-    from llmindex_training.export import export
-
     with progress() as on_progress:
+        # Here, as torch takes seconds to load: the terminal has a sign of life meanwhile.
+        from llmindex.encode.settings import EncoderOptions
+        from llmindex_training.export import export
+
         report = export(EncoderOptions(model, **runtime), output, to, overwrite=overwrite, on_progress=on_progress)
     if as_json:
         print_json(report.to_json())

@@ -65,9 +65,10 @@ def command(
     A negative is a document of the index that lies near the text, but less near than its positive by a margin: what
     lies nearer may be a positive as well. Pairs are encoded as the index's documents were.
     """
-    from llmindex_training.mining import mine
-
     with progress() as on_progress:
+        # Here, as torch takes seconds to load: the terminal has a sign of life meanwhile.
+        from llmindex_training.mining import mine
+
         report = mine(pairs, index, output, k=k, margin=margin, negatives=negatives, on_progress=on_progress, **runtime)
     if as_json:
         print_json(report.to_json())

@@ -121,13 +121,14 @@ def command(
     from llmindex_training.evaluation_data import read_any, set_names
 
     sets = [read_any(file, name=name, sample=sample) for file, name in zip(files, set_names(files), strict=True)]
-    from llmindex.encode.settings import EncoderOptions
-    from llmindex_training.sweep import Grid, check_replaceable, save_spec, sweep
-
-    if output is not None:
-        check_replaceable(output)
-    grid = Grid(prompts, poolings, layers, query_prompts)  # type: ignore[arg-type]
     with progress() as on_progress:
+        # Here, as torch takes seconds to load: the terminal has a sign of life meanwhile.
+        from llmindex.encode.settings import EncoderOptions
+        from llmindex_training.sweep import Grid, check_replaceable, save_spec, sweep
+
+        if output is not None:
+            check_replaceable(output)
+        grid = Grid(prompts, poolings, layers, query_prompts)  # type: ignore[arg-type]
         candidates = sweep(EncoderOptions(**encoder), sets, grid, seeds=seeds, on_progress=on_progress)
     if output is not None:
         save_spec(candidates[0].spec, output)

@@ -3,6 +3,11 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from llmindex.progress import Progress
 from llmindex_cli.progress import LineMeter
@@ -145,6 +150,38 @@ def test_a_long_line_leaves_the_stages_their_names_and_bars() -> None:
     assert all(re.match(r"train +[━╸╺]{5,} 2/60, .* left, score 0.5551, loss 3.108, ", line) for line in long)
     assert all(len(line) <= 80 for line in lines)
     assert not any(re.match(r"encode +5 files", line) for line in lines)
+
+
+WHEN_SHOWN = """
+import sys
+import llmindex_cli.progress
+def progress():
+    print("torch is loaded" if "torch" in sys.modules else "first of all")
+    sys.exit()
+llmindex_cli.progress.progress = progress
+from llmindex_cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["attention", "a text", "--plot", "a.png"],
+        ["evaluate", "clustering", "labelled.parquet"],
+        ["evaluate", "clustering", "labelled.parquet", "--baseline", "default-base"],
+        ["evaluate", "mteb", "Banking77Classification"],
+        ["export", "default", "-o", "exported"],
+        ["mine", "pairs.parquet", "-i", "a.llmindex", "-o", "mined.parquet"],
+        ["sweep", "labelled.parquet"],
+    ],
+)
+def test_progress_begins_before_torch_is_loaded(arguments: list[str], tmp_path: Path) -> None:
+    for name, columns in (("labelled", ("text", "label")), ("pairs", ("text", "text_pair"))):
+        pq.write_table(pa.table({column: ["a b", "c d"] for column in columns}), tmp_path / f"{name}.parquet")
+    called = [sys.executable, "-c", WHEN_SHOWN, *arguments]
+    ended = subprocess.run(called, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("first of all\n", "")
 
 
 def test_quiet_shows_no_progress() -> None:
