@@ -294,7 +294,7 @@ def test_an_index_is_refused_before_anything_is_encoded_by_the_documents_not_the
 
 def test_sources_in_whatever_holds_them(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
     planned = llmindex.plan(corpus, encoder=encoder).documents
-    assert llmindex.plan((path for path in [corpus]), encoder=encoder).documents == planned  # type: ignore[arg-type]
+    assert llmindex.plan((path for path in [corpus]), encoder=encoder).documents == planned
     frame = pytest.importorskip("pandas").DataFrame({"id": ["a"], "text": ["fox"]})
     for none, kind in ((frame, "DataFrame"), (pa.RecordBatch.from_pylist([{"text": "fox"}]), "RecordBatch")):
         with pytest.raises(UsageError, match=rf"^a corpus is files or a pyarrow\.Table, not {kind};"):

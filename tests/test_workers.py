@@ -49,6 +49,17 @@ def test_products_take_one_thread_meanwhile() -> None:
     assert blas_threads() == before
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_at_a_time_leave_products_their_threads(order: tuple[int, int]) -> None:
+    before = blas_threads()
+    running = [side_by_side(lambda piece: piece, range(30)) for _ in range(2)]
+    for each in running:
+        assert next(each) == 0
+    for number in order:
+        assert len(list(running[number])) == 29
+    assert blas_threads() == before
+
+
 def test_the_first_failure_ends_it() -> None:
     before = blas_threads()
 

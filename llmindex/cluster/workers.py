@@ -1,9 +1,11 @@
 """Work that is cut into pieces, on all processors."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -13,6 +15,9 @@ _MOST = 8
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
+
+_guard = threading.Lock()
+_limits: list[threadpool_limits] = []  # of the works under way, and before them what there was without any
 
 
 def processors() -> int:
@@ -32,7 +37,7 @@ def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> It
     """
     threads = processors()
     waiting: deque[Future[Result]] = deque()
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    with _products_in_one_thread(), ThreadPoolExecutor(threads) as pool:
         try:
             for piece in pieces:
                 waiting.append(pool.submit(work, piece))
@@ -43,3 +48,21 @@ def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> It
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@contextmanager
+def _products_in_one_thread() -> Iterator[None]:
+    """Limit BLAS, whose number of threads is the process's: the last of several works gives it back as it was."""
+    mine: list[threadpool_limits] = []
+    try:
+        with _guard:
+            mine.append(threadpool_limits(1, "blas"))
+            _limits.extend(mine if _limits else mine * 2)
+        yield
+    finally:
+        with _guard:
+            for limit in mine:
+                limit.restore_original_limits()  # of one that began during another, to one thread
+                _limits.remove(limit)
+            if len(_limits) == 1:
+                _limits.pop().restore_original_limits()
