@@ -120,6 +120,11 @@ class TestColumns:
                 'docs.parquet has no column "zzz" (columns: id, text, tags, n)',
             ),
             (
+                CorpusOptions(text_columns=("text, tags",)),
+                'docs.parquet has no column "text, tags"; several text columns take a --text-column each '
+                "(columns: id, text, tags, n)",
+            ),
+            (
                 CorpusOptions(id_column="ID_"),
                 'docs.parquet has no column "ID_"; did you mean "id"? (columns: id, text, tags, n)',
             ),

@@ -199,6 +199,8 @@ def _type_of(source: Source, name: str) -> pa.DataType:
     names = {known.casefold(): known for known in source.schema.names}
     near = difflib.get_close_matches(name.casefold(), names, 1)
     hint = f'; did you mean "{readable(names[near[0]])}"?' if near else ""
+    if all(part.strip() in source.schema.names for part in name.split(",")):
+        hint = "; several text columns take a --text-column each"
     raise CorpusError(f'{source.label} has no column "{readable(name)}"{hint} {_listed(source)}')
 
 
