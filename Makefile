@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    "Name another: make setup PYTHON=python3.12" >&2; exit 1; }
 	@if [ -e $(UNFINISHED) ]; then echo "The last set-up of $(VENV) was cut off: starting afresh."; rm -rf $(VENV); fi
 	@if [ -e $(STAMP) ]; then echo "Renewing $(VENV): pyproject.toml or constraints.txt changed ..."; \
-	  else echo "Setting up $(VENV) with $$($(PYTHON) --version): some 600 MB to download, 3 GB on disk, 2-5 minutes ..."; fi
+	  else echo "Setting up $(VENV) with $$($(PYTHON) --version): some 600 MB to download, 3 GB on disk, 2-10 minutes without a word ..."; fi
 	@$(PYTHON) -m venv $(VENV)
 	@touch $(UNFINISHED)
 	@$(PIP) -e '.[cpu,where,umap,plot,train,qlora,export,mteb,dev]' -c constraints.txt
