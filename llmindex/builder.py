@@ -360,7 +360,7 @@ def _listed(sources: Sources) -> Sequence[str | Path] | pa.Table:
         if not isinstance(source, str | Path):
             kind = type(source).__name__
             raise UsageError(
-                f"a corpus is files or a pyarrow.Table, not {kind}; pyarrow.table(...) makes one of tables"
+                f"a corpus is files or a pyarrow.Table, not {kind}; pyarrow.table(frame) makes one of a data frame"
             )
     return listed
 
