@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ class Index:
 
     def __init__(self, store: VectorStore, device: str, dtype: str, trust_remote_code: bool) -> None:
         self.store = store
+        self._searcher: Searcher | None = None
+        self._opening = threading.Lock()
         self._encoder_options: dict[str, Any] = {
             "device_name": device,
             "dtype": dtype,
@@ -61,13 +64,17 @@ class Index:
         """The index folder."""
         return self.store.path
 
-    @cached_property
+    @property
     def searcher(self) -> "Searcher":
         """What answers the queries."""
         from llmindex.index.search import Searcher
 
-        # Not a method of this object: the two would keep each other, model and open files for the garbage collector.
-        return Searcher(self.store, partial(_load_encoder, self.store.manifest.encoder.spec, self._encoder_options))
+        with self._opening:
+            if self._searcher is None:
+                # No method of this object: they would keep each other, model and files for the garbage collector.
+                load = partial(_load_encoder, self.store.manifest.encoder.spec, self._encoder_options)
+                self._searcher = Searcher(self.store, load)
+            return self._searcher
 
     def search(
         self,
@@ -132,8 +139,9 @@ class Index:
 
         with VectorWriter.open(self.path) as writer:
             record = building.rebuild(writer, factory=factory, recall=recall, memory=memory, on_progress=on_progress)
-        self.store = VectorStore.open(self.path)
-        self.__dict__.pop("searcher", None)
+        with self._opening:
+            self.store = VectorStore.open(self.path)
+            self._searcher = None
         return record
 
     def plan_reindex(

@@ -1,8 +1,10 @@
 """The searcher refuses what cannot be asked for, before it loads a model."""
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,6 +18,21 @@ from tests.samples import make_index, make_vectors
 
 def no_encoder() -> Encoder:
     raise AssertionError("vectors need no encoder")
+
+
+def test_threads_that_ask_first_load_one_encoder(tmp_path: Path) -> None:
+    store, _ = make_index(tmp_path / "index", make_vectors(20, 8))
+    loaded: list[Any] = []
+
+    def slowly() -> Encoder:
+        loaded.append(object())
+        time.sleep(0.2)
+        return cast(Encoder, loaded[-1])
+
+    searcher = Searcher(store, slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: searcher.encoder, range(4)))
+    assert found == loaded * 4
 
 
 def test_a_least_score_that_is_no_number(tmp_path: Path) -> None:

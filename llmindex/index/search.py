@@ -2,9 +2,9 @@
 
 import math
 import operator
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,11 +38,16 @@ class Searcher:
         self._index = VectorIndex.load(store)
         self._filters = self._index.filters(store)
         self._load_encoder = load_encoder
+        self._encoder: Encoder | None = None
+        self._loading = threading.Lock()
 
-    @cached_property
+    @property
     def encoder(self) -> "Encoder":
-        """The encoder that made the vectors."""
-        return self._load_encoder()
+        """The encoder that made the vectors; loaded once, however many threads ask first."""
+        with self._loading:
+            if self._encoder is None:
+                self._encoder = self._load_encoder()
+            return self._encoder
 
     def search(
         self, queries: Iterable[str], k: int = 10, min_score: float | None = None, where: Where | None = None
