@@ -38,13 +38,14 @@ class Column(NamedTuple):
     Attributes:
         title: its heading.
         align: "right" for numbers.
-        fit: "full" is as wide as its widest cell; "quarter" too, up to a quarter of the line; "rest" shares with
-            its like what the others leave; "open" is never cut (for a last column that must be read whole).
+        fit: "full" is as wide as its widest cell; "quarter" too, up to a quarter of the line, and "most" up to two
+            thirds of what the full ones leave; "rest" shares with its like what is left then; "open" is never cut (for
+            a last column that must be read whole).
     """
 
     title: str
     align: Literal["left", "right"] = "left"
-    fit: Literal["full", "quarter", "rest", "open"] = "full"
+    fit: Literal["full", "quarter", "most", "rest", "open"] = "full"
 
 
 def plain(text: str) -> str:
@@ -127,12 +128,14 @@ def _line_width() -> int:
 
 
 def _widths(columns: Sequence[Column], natural: Sequence[int], total: int) -> list[int]:
-    widths = [
-        min(width, total // 4) if column.fit == "quarter" else width
-        for column, width in zip(columns, natural, strict=True)
-    ]
+    widths = list(natural)
+    gaps = 2 * (len(columns) - 1)
+    fixed = sum(width for column, width in zip(columns, natural, strict=True) if column.fit in ("full", "open"))
+    limits = {"quarter": total // 4, "most": max(8, (total - gaps - fixed) * 2 // 3)}
+    for number, column in enumerate(columns):
+        widths[number] = min(widths[number], limits.get(column.fit, widths[number]))
     flexible = [number for number, column in enumerate(columns) if column.fit == "rest"]
-    spare = total - 2 * (len(columns) - 1) - sum(w for n, w in enumerate(widths) if n not in flexible)
+    spare = total - gaps - sum(w for n, w in enumerate(widths) if n not in flexible)
     for left, number in zip(range(len(flexible), 0, -1), flexible, strict=True):
         widths[number] = min(natural[number], max(8, spare // left))
         spare -= widths[number]

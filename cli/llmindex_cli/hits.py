@@ -33,7 +33,7 @@ class AnyHit(Protocol):
 _COLUMNS = (
     Column("rank", align="right"),
     Column("score", align="right"),
-    Column("id", fit="quarter"),
+    Column("id", fit="most"),  # to be given to `similar`: on 80 columns even a UUID is whole
     Column("text", fit="rest"),
 )
 

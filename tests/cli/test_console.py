@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -65,16 +66,37 @@ COLUMNS = [
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("fit", ["quarter", "most"])
 @pytest.mark.parametrize("text", ["x" * 1000, "長い" * 500, "short", "a\nb\x1b[2J" * 99])
 def test_table_fits_the_width(
-    width: int, text: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    width: int,
+    fit: Literal["quarter", "most"],
+    text: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    print_table(COLUMNS, [["1", "0.9000", "an-id-that-is-quite-long-" * 3, text], ["10", "-0.1", "b", "t"]])
+    columns = [column._replace(fit=fit) if column.title == "id" else column for column in COLUMNS]
+    print_table(columns, [["1", "0.9000", "an-id-that-is-quite-long-" * 3, text], ["10", "-0.1", "b", "t"]])
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all(cell_len(line) <= width for line in lines)
     assert lines[2].startswith("  10    -0.1  b")
+
+
+def test_a_column_takes_most_of_the_line_where_it_has_to_be_read_whole(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    uuid = "123e4567-e89b-12d3-a456-426614174000"
+    print_table(
+        [column._replace(fit="most") if column.title == "id" else column for column in COLUMNS],
+        [["1", "0.9", uuid, "x " * 99]],
+    )
+    line = capfd.readouterr().out.splitlines()[1]
+    assert uuid in line
+    assert line.endswith("x…")
+    assert cell_len(line) <= 80
 
 
 def test_table_is_120_wide_and_plain_where_there_is_no_terminal(
