@@ -114,6 +114,7 @@ class Pipeline:
             encoded.put(None)
             raise
         try:
+            self._report(start, before, 0, 0)  # the first batch can take half a minute
             self._encode(tokenised, windows, encoded, before)
         except _Stopped:
             pass  # the writer failed; its error is raised below
@@ -176,7 +177,7 @@ class Pipeline:
         if awaited is not None:
             return _Started(item, awaited, reported=False)
         with self._busy("encode"):
-            vectors = self.encoder.forward(item.tokens, on_tokens=partial(self._report, item, before))
+            vectors = self.encoder.forward(item.tokens, on_tokens=partial(self._report, item.window.position, before))
             check = self.encoder.self_check(item.tokens, vectors) if first and len(item.tokens) else None
         return _Started(item, Awaited(vectors), reported=True, self_check=check)
 
@@ -185,7 +186,9 @@ class Pipeline:
         with self._busy("encode"):
             window.vectors.result()
         if not window.reported:
-            self._report(window.item, before, len(window.item.tokens), int(window.item.tokens.offsets[-1]))
+            self._report(
+                window.item.window.position, before, len(window.item.tokens), int(window.item.tokens.offsets[-1])
+            )
 
     def _hand_over(self, windows: deque[_Started], encoded: "queue.SimpleQueue[_Started | None]") -> None:
         """Give the first window to the writer.
@@ -218,11 +221,11 @@ class Pipeline:
             except KeyboardInterrupt as error:
                 self._fail(error)
 
-    def _report(self, item: _Tokenised, before: int, texts: int, tokens: int) -> None:
+    def _report(self, position: Position, before: int, texts: int, tokens: int) -> None:
         self._fresh += texts
         self.tokens += tokens
         if self.on_progress is not None:
-            total = self.corpus.rows - sum(item.window.position.bad_rows.values())
+            total = self.corpus.rows - sum(position.bad_rows.values())
             done = before + self._fresh
             self.on_progress(Progress("encode", done, total, tokens=self.tokens, fresh=self._fresh))
 

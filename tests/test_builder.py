@@ -216,6 +216,14 @@ def test_a_second_writer_is_refused(corpus: Path, encoder: Encoder, tmp_path: Pa
     assert "being written" in refused[0]
 
 
+def test_progress_begins_before_the_first_batch(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
+    steps: list[llmindex.Progress] = []
+    report = llmindex.build(corpus, tmp_path / "x", encoder=encoder, on_progress=steps.append)
+    steps = [step for step in steps if step.stage == "encode"]
+    assert (steps[0].done, steps[0].tokens) == (0, 0)
+    assert (steps[-1].done, steps[-1].tokens) == (report.documents, report.tokens)
+
+
 def test_a_table_in_memory_is_a_corpus_too(encoder: Encoder, tmp_path: Path) -> None:
     table = pa.table({"text": ["one", "two"]})
     assert llmindex.build(table, tmp_path / "x", encoder=encoder).documents == 2
