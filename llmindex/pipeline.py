@@ -186,9 +186,8 @@ class Pipeline:
         with self._busy("encode"):
             window.vectors.result()
         if not window.reported:
-            self._report(
-                window.item.window.position, before, len(window.item.tokens), int(window.item.tokens.offsets[-1])
-            )
+            item = window.item
+            self._report(item.window.position, before, len(item.tokens), int(item.tokens.offsets[-1]))
 
     def _hand_over(self, windows: deque[_Started], encoded: "queue.SimpleQueue[_Started | None]") -> None:
         """Give the first window to the writer.
