@@ -251,8 +251,8 @@ def in_a_process(step: str, folder: Path, count: int, kind: str, memory: int | N
 
 def default_kinds(count: int) -> list[str]:
     """The kinds that are compared, the planner's choice first."""
-    nlist = plan(max(50_000, count), DIM).nlist
-    kinds = [plan(count, DIM).factory, "Flat", f"IVF{nlist},SQ8", "HNSW32"]
+    lists, _, _ = plan(max(50_000, count), DIM).factory.partition(",")
+    kinds = [plan(count, DIM).factory, "Flat", f"{lists},SQ8", "HNSW32"]
     try:
         version(USEARCH)
     except PackageNotFoundError:

@@ -56,17 +56,13 @@ class IndexPlan:
 
     Attributes:
         factory: FAISS factory string.
-        nlist: inverted lists, or None where there are none.
         train_vectors: how many vectors to train on, if the index needs training.
-        note: why, in a few words.
         footprint: what it takes on disk and in memory.
         operations: multiplications and additions of training, filling and measuring it.
     """
 
     factory: str
-    nlist: int | None
     train_vectors: int
-    note: str
     footprint: Footprint
     operations: int
 
@@ -81,7 +77,6 @@ class _Codes:
         more: bytes of a vector beside these.
         recall: the recall@10 that it reaches where all lists are looked at.
         residuals: the most vectors that FAISS fits the codes to; None for all that it trains on.
-        what: in words.
     """
 
     name: str
@@ -89,13 +84,12 @@ class _Codes:
     more: int
     recall: float
     residuals: int | None
-    what: str
 
 
 _CODES = (
-    _Codes("SQfp16", 16, 0, 1.0, 0, "float16 vectors"),
-    _Codes("SQ8", 8, 0, 0.98, 100_000, "vectors of 8 bits a number"),
-    _Codes("RaBitQ", 1, 8, 0.96, None, "vectors of a bit a number, hits scored again"),
+    _Codes("SQfp16", 16, 0, 1.0, 0),
+    _Codes("SQ8", 8, 0, 0.98, 100_000),
+    _Codes("RaBitQ", 1, 8, 0.96, None),
 )
 
 
@@ -126,16 +120,18 @@ def plan(
 
 
 def _asked_for(count: int, dim: int, factory: str) -> IndexPlan:
-    index = _empty(factory, dim, count)
+    index = _empty(factory, dim)
     faiss = require_faiss()
     lists = faiss.try_extract_index_ivf(index)
-    nlist = lists.nlist if lists is not None else None
-    train_vectors = min(count, max(_TRAIN_OTHER, _TRAIN_PER_LIST * (nlist or 0)))
-    operations = _operations(count, dim, nlist or 0, train_vectors)
+    nlist = lists.nlist if lists is not None else 0
+    if (least := _least_vectors(faiss, index)) > count:
+        raise UsageError(f'"{factory}" needs at least {least:,} vectors to train on and there are {count:,}')
+    train_vectors = min(count, max(_TRAIN_OTHER, _TRAIN_PER_LIST * nlist))
+    operations = _operations(count, dim, nlist, train_vectors)
     if lists is not None:
         residuals = next((codes.residuals for codes in _CODES if factory.endswith(f",{codes.name}")), None)
         fitted = train_vectors if residuals is None else min(train_vectors, residuals)
-        footprint = in_lists(count, dim, lists.nlist, lists.code_size, train_vectors, fitted)
+        footprint = in_lists(count, dim, nlist, lists.code_size, train_vectors, fitted)
     elif hasattr(index, "hnsw"):
         links = index.hnsw.nb_neighbors(0)
         footprint = in_memory(count, faiss.downcast_index(index.storage).code_size, _LINK * links + _LINK_HEAD)
@@ -143,14 +139,13 @@ def _asked_for(count: int, dim: int, factory: str) -> IndexPlan:
     else:
         inner = faiss.downcast_index(index.index) if hasattr(index, "index") else index
         footprint = in_memory(count, getattr(inner, "code_size", _FLOAT * dim))
-    return IndexPlan(factory, nlist, train_vectors, "as asked for", footprint, operations)
+    return IndexPlan(factory, train_vectors, footprint, operations)
 
 
 def _candidates(count: int, dim: int, memory: int | None) -> Iterator[tuple[float, IndexPlan]]:
     """The recall that can be reached with each kind of index, and its plan; the best first."""
     if count < EXACT_UP_TO:
-        note = f"exact search, for fewer than {EXACT_UP_TO:,} vectors"
-        yield 1.0, IndexPlan("Flat", None, 0, note, in_memory(count, 4 * dim), _operations(count, dim, 0, 0))
+        yield 1.0, IndexPlan("Flat", 0, in_memory(count, _FLOAT * dim), _operations(count, dim, 0, 0))
     if count < min(_LISTS_FROM, EXACT_UP_TO):
         return
     for codes in _CODES:
@@ -172,14 +167,8 @@ def _in_lists(count: int, dim: int, codes: _Codes, memory: int | None) -> IndexP
             break
         # Fewer vectors first, then also fewer lists.
         per_list, nlist = (_LEAST_PER_LIST, nlist) if per_list > _LEAST_PER_LIST else (per_list, nlist // 2)
-    return IndexPlan(
-        f"IVF{nlist},{codes.name}",
-        nlist,
-        train_vectors,
-        f"{nlist:,} inverted lists of {codes.what}",
-        footprint,
-        _operations(count, dim, nlist, train_vectors),
-    )
+    operations = _operations(count, dim, nlist, train_vectors)
+    return IndexPlan(f"IVF{nlist},{codes.name}", train_vectors, footprint, operations)
 
 
 def _operations(count: int, dim: int, nlist: int, train_vectors: int) -> int:
@@ -251,23 +240,18 @@ def rescoring(factory: str) -> int:
     return RESCORED if re.search(r"RaBitQ\w*$", factory) else 0
 
 
-def check_factory(factory: str, dim: int, count: int | None = None) -> None:
-    """Find out, before anything is encoded, whether FAISS can make such an index.
-
-    Args:
-        factory: FAISS factory string.
-        dim: length of the vectors.
-        count: how many vectors there will be, where known.
+def check_factory(factory: str, dim: int) -> None:
+    """Find out, before anything is encoded, whether FAISS can make such an index of vectors of this length.
 
     Raises:
-        UsageError: the string is unknown, does not fit the length or the number of the vectors, or makes an index
-            that cannot search by inner product or does not number its vectors itself.
+        UsageError: the string is unknown, does not fit the length, or makes an index that cannot search by inner
+            product or does not number its vectors itself.
         MissingPackage: FAISS is not installed.
     """
-    _empty(factory, dim, count)
+    _empty(factory, dim)
 
 
-def _empty(factory: str, dim: int, count: int | None) -> Any:  # noqa: ANN401 - FAISS has no types
+def _empty(factory: str, dim: int) -> Any:  # noqa: ANN401 - FAISS has no types
     """An index of the factory string that holds nothing; refused as :func:`check_factory` says."""
     numbers = [int(digits) for digits in re.findall(r"\d{1,20}", factory)]
     if len(factory) > _LONGEST_FACTORY or max(numbers, default=0) > _LARGEST_NUMBER:
@@ -283,9 +267,6 @@ def _empty(factory: str, dim: int, count: int | None) -> Any:  # noqa: ANN401 - 
         raise UsageError(f'FAISS factory string "{factory}" makes an index that cannot search by inner product')
     if "IDMap" in factory:
         raise UsageError(f'FAISS factory string "{factory}": leave IDMap out, vectors are known by their row')
-    least = _least_vectors(faiss, index)
-    if count is not None and least > count:
-        raise UsageError(f'"{factory}" needs at least {least:,} vectors to train on and there are {count:,}')
     return index
 
 
