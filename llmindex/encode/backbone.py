@@ -265,7 +265,7 @@ def _load(folder: Path, placement: Placement, attention: Attention, trust_remote
             raise ModelError(f'model "{folder}" is an encoder-decoder; llmindex embeds with decoder-only models')
         if attention == "bidirectional":
             config.get_text_config().is_causal = False
-        with _no_progress_bar():
+        with no_progress_bar():
             model, loaded = AutoModel.from_pretrained(
                 str(folder),
                 config=config,
@@ -304,7 +304,8 @@ def _check_whole(folder: Path, lacking: list[object]) -> None:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing bars while it reads or writes a model."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

@@ -23,6 +23,7 @@ import numpy as np
 
 from llmindex.encode import models
 from llmindex.encode.adapter import WHITENING_NAME
+from llmindex.encode.backbone import no_progress_bar
 from llmindex.encode.encoder import Encoder, Role
 from llmindex.encode.models import one_line
 from llmindex.encode.settings import EncoderOptions
@@ -197,16 +198,15 @@ def _write(encoder: Encoder, folder: Path, to: Target) -> None:
 
     spec = encoder.spec
     whole = encoder
-    if (
-        spec.layer != -1
-    ):  # this encoder has dropped the layers above, without which no other tool gives this one's states
+    if spec.layer != -1:
+        # This encoder has dropped the layers above, without which no other tool gives this one's states.
         whole = Encoder.from_spec(
             replace(spec, layer=-1),
             device_name=str(encoder.placement.device),
             dtype=encoder.dtype,
             engine="transformers",
         )
-    with _silent():
+    with no_progress_bar():
         whole.backbone.model.save_pretrained(folder)
     source = AutoTokenizer.from_pretrained(str(models.locate(spec.backbone, spec.revision).folder))
     wrappings: dict[Role, Wrapping] = {role: encoder.wrapping(role) for role in ROLES}
@@ -249,7 +249,7 @@ def _check_parity(encoder: Encoder, folder: Path, to: Target, texts: Sequence[st
     )
     worst, where = 2.0, ""
     try:
-        with _silent():
+        with no_progress_bar():
             embed = load(folder, encoder)
         for role in ROLES:
             made, wanted = embed(texts, role), encoder.encode(texts, role=role)
@@ -369,17 +369,3 @@ def _steps(on_progress: ProgressCallback | None) -> Callable[[], None]:
             on_progress(Progress("export", done, 3, "steps"))
 
     return step
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """No progress bars of transformers."""
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from llmindex.encode import device as devices
+from llmindex.encode.backbone import no_progress_bar
 from llmindex.encode.device import Placement
 from llmindex.encode.models import locate, one_line
 from llmindex.errors import ModelError
@@ -259,18 +260,16 @@ def _load_tokenizer(name: str, folder: Path, trust_remote_code: bool) -> Any:  #
 
 def _load_model(name: str, folder: Path, placement: Placement, trust_remote_code: bool) -> Any:  # noqa: ANN401
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=placement.dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        with no_progress_bar():
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=placement.dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
         model.to(placement.device).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(
@@ -279,9 +278,6 @@ def _load_model(name: str, folder: Path, placement: Placement, trust_remote_code
     except Exception as error:  # a damaged or foreign model can break transformers anywhere
         hint = "; if you trust its code, add --trust-remote-code" if "trust_remote_code" in str(error) else ""
         raise ModelError(f'cannot load "{name}" to generate text: {one_line(error)}{hint}') from error
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
     if lacking := [*loaded["missing_keys"], *loaded["mismatched_keys"]]:
         raise ModelError(
             f'model "{name}" cannot generate text: its files lack {len(lacking):,} of the weights ({lacking[0]}, ...); '
