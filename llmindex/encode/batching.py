@@ -1,4 +1,4 @@
-"""Which texts go through the model, and which together: a pure plan over tokens.
+"""Which texts go through the model, which together, and how they are laid out: pure functions of tokens.
 
 Of equal texts one goes. Texts of one window are sorted by length, so that equal lengths lie side by side and little
 padding is computed where there is any. They are cut into batches whose padded size stays within a budget of tokens, so
@@ -48,3 +48,23 @@ def distinct(tokens: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if same[row] == len(first):
             first.append(row)
     return np.array(first, np.int64), same
+
+
+def padded(tokens: Tokens, batch: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Lay rows below each other, padded on the right.
+
+    Args:
+        tokens: the window's.
+        batch: ``(B,) int64`` row numbers.
+
+    Returns:
+        each ``(B, T) int64``: the ids, 0 on padding; 1 on the rows' tokens; 1 on the texts' own.
+    """
+    lengths = tokens.lengths[batch]
+    positions = np.arange(lengths.max())
+    mask = positions < lengths[:, None]
+    spans = tokens.text_spans[batch]
+    span = (positions >= spans[:, :1]) & (positions < spans[:, 1:])
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate([tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in batch])
+    return ids, mask.astype(np.int64), span.astype(np.int64)

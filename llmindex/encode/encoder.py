@@ -327,14 +327,7 @@ class Encoder:
         Returns:
             ``hidden_BTD`` in the model's dtype; ``mask_BT`` of the rows' tokens and ``span_BT`` of the texts' own.
         """
-        lengths = tokens.lengths[batch]
-        positions = np.arange(lengths.max())
-        mask = positions < lengths[:, None]
-        spans = tokens.text_spans[batch]
-        span = (positions >= spans[:, :1]) & (positions < spans[:, 1:])
-        ids = np.zeros(mask.shape, np.int64)
-        ids[mask] = np.concatenate([tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in batch])
-        ids_BT, mask_BT, span_BT = (torch.from_numpy(array.astype(np.int64)) for array in (ids, mask, span))
+        ids_BT, mask_BT, span_BT = map(torch.from_numpy, batching.padded(tokens, batch))
         read_BT = read_positions(read_by, mask_BT, span_BT) if read_by else None
         hidden_BTD = self.decoder(ids_BT, mask_BT, read_BT)
         place = self.placement.device

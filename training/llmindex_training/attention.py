@@ -330,16 +330,8 @@ def _row(tokens: Tokens, row: int, attention: NDArray[np.float64]) -> _Row:
 @torch.inference_mode()
 def _attention(encoder: Encoder, tokens: Tokens, batch: NDArray[np.int64], layer: int) -> NDArray[np.float64]:
     """What the pooled tokens of some rows attend to, ``(B, T)``; beyond a row's end it is zero."""
-    lengths = tokens.lengths[batch]
-    positions = np.arange(lengths.max())
-    mask = positions < lengths[:, None]
-    spans = tokens.text_spans[batch]
-    span = (positions >= spans[:, :1]) & (positions < spans[:, 1:])
-    ids = np.zeros(mask.shape, np.int64)
-    ids[mask] = np.concatenate([tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in batch])
-    ids_BT, mask_BT, span_BT = (
-        torch.from_numpy(array.astype(np.int64)).to(encoder.placement.device) for array in (ids, mask, span)
-    )
+    place = encoder.placement.device
+    ids_BT, mask_BT, span_BT = (torch.from_numpy(array).to(place) for array in batching.padded(tokens, batch))
     try:
         output = encoder.backbone.model(
             input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_attentions=True
