@@ -77,6 +77,31 @@ def test_whether_a_file_can_be_written_is_seen_without_writing_it(tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_no_link_is_followed_to_be_written(tmp_path: Path) -> None:
+    """In a stranger's folder it may lead to any file of the user's, or to where none should be made."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / ".out.tmp").symlink_to(precious)
+    (tmp_path / ".new.tmp").symlink_to(tmp_path / "made")
+    (tmp_path / "lock").symlink_to(precious)
+    with pytest.raises(
+        StorageError, match=r"\.out\.tmp is a link, and what it leads to would be written over: remove it"
+    ):
+        check_writable(tmp_path / "out")
+    with pytest.raises(StorageError, match=r"\.new\.tmp is a link"), replacing(tmp_path / "new"):
+        raise AssertionError("it was lent")
+    with pytest.raises(StorageError, match="lock is a link"):
+        lock(tmp_path)
+    assert precious.read_text() == "mine"
+    assert not (tmp_path / "made").exists()
+
+
+def test_nobody_waits_for_a_pipe_to_be_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(StorageError, match=r"cannot write .*lock: No such device"):
+        lock(tmp_path)
+
+
 @given(st.lists(st.integers(1, 2_000), min_size=2, max_size=6))
 def test_many_writers_never_mix(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
     path = tmp_path_factory.mktemp("files") / "out"

@@ -8,7 +8,7 @@ import pytest
 
 from llmindex.cluster.clustering import ClusterOptions, assign, cluster, load, save
 from llmindex.cluster.saved import names
-from llmindex.errors import CorruptStore, IndexLocked, StaleIndex, UsageError
+from llmindex.errors import CorruptStore, IndexLocked, StaleIndex, StorageError, UsageError
 from llmindex.store.files import lock
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
@@ -73,6 +73,13 @@ class TestFiles:
             assert (load(own).labels == before.labels).all()
         save(after, own)
         assert load(own).options == after.options
+
+    def test_nothing_is_written_outside_of_the_index(self, own: VectorStore, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        (own.path / "clusters").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(StorageError, match="clusters is a link; an index is changed only in its own folder"):
+            save(cluster(own), own)
+        assert list((tmp_path / "elsewhere").iterdir()) == []
 
     def test_other_vectors_make_it_stale(self, own: VectorStore) -> None:
         found = cluster(own)

@@ -1,6 +1,7 @@
 """Who may write a store, and what is never written into it."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,13 +17,23 @@ from llmindex.errors import (
     ModelError,
     SpecMismatch,
     StaleIndex,
+    StorageError,
     UsageError,
 )
 from llmindex.records import Vectors
 from llmindex.store.manifest import IndexRecord, Manifest
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
-from tests.samples import CORPUS, append, as_stored, make_documents, make_encoder, make_store, make_vectors
+from tests.samples import (
+    CORPUS,
+    append,
+    as_stored,
+    make_documents,
+    make_encoder,
+    make_index,
+    make_store,
+    make_vectors,
+)
 
 INDEX_FILES = [f"faiss/{letter * 16}-{letter * 16}.faiss" for letter in "ab"]
 
@@ -56,6 +67,21 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     assert not [name for name in leftovers if (index / name).exists()]
     assert all((index / name).exists() for name in others)
     assert VectorStore.open(index).count == 3
+
+
+@pytest.mark.parametrize("name", ["vectors", "faiss"])
+def test_files_of_another_index_are_not_taken_for_leftovers(tmp_path: Path, name: str) -> None:
+    mine, _ = make_index(tmp_path / "mine", make_vectors(20, 4))
+    strangers, _ = make_index(tmp_path / "strangers", make_vectors(10, 4))
+    before = sorted((mine.path / name).iterdir())
+    shutil.rmtree(strangers.path / name)
+    (strangers.path / name).symlink_to(mine.path / name)
+    with pytest.raises(StorageError, match=f"strangers/{name} is a link; an index is changed only in its own folder"):
+        VectorWriter.open(strangers.path)
+    with pytest.raises(StorageError, match=f"strangers/{name} is a link"):
+        VectorWriter.create(strangers.path, make_encoder(4), CORPUS, overwrite=True)
+    assert Manifest.load(strangers.path).count == 10
+    assert sorted((mine.path / name).iterdir()) == before
 
 
 def test_create_takes_only_what_is_free(tmp_path: Path) -> None:

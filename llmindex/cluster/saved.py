@@ -21,7 +21,7 @@ from llmindex.cluster.options import ClusterOptions, check_name
 from llmindex.cluster.reduce import Projection
 from llmindex.cluster.result import Clustering, ClusterSummary
 from llmindex.errors import CorruptStore, StaleIndex, UsageError
-from llmindex.store.files import files_in, hash_file, lock, make_folder, replacing
+from llmindex.store.files import files_in, hash_file, lock, make_own_folder, replacing
 from llmindex.store.reader import VectorStore
 
 FOLDER = "clusters"
@@ -53,7 +53,7 @@ def save(clustering: Clustering, store: VectorStore) -> Path:
         StorageError: the disk refused.
     """
     _check_fresh(clustering.built_from, store, clustering.options.name)
-    make_folder(store.path / FOLDER)
+    make_own_folder(store.path / FOLDER)
     labels, tree, summary = _paths(store, clustering.options.name)
     with lock(store.path / FOLDER):  # of two runs under one name, one keeps all its files
         with replacing(labels) as temporary:

@@ -66,7 +66,7 @@ def _begin(path: Path) -> tuple[Path, BinaryIO]:
 def _take(path: Path) -> BinaryIO:
     """Open a file that nobody else writes to, until it is closed."""
     while True:
-        file = path.open("ab")
+        file = os.fdopen(_open_itself(path), "ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(file, path):
@@ -75,6 +75,18 @@ def _take(path: Path) -> BinaryIO:
             file.close()
             raise
         file.close()  # whoever had it has just given it its final name, or removed it
+
+
+def _open_itself(path: Path) -> int:
+    """Open a file to be added to; follow no link, which in a stranger's folder may lead anywhere; wait for no pipe."""
+    try:
+        return os.open(
+            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
+        )
+    except OSError as error:
+        if path.is_symlink():
+            raise StorageError(f"{path} is a link, and what it leads to would be written over: remove it") from error
+        raise
 
 
 def is_at(file: BinaryIO, path: Path) -> bool:
@@ -129,6 +141,17 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(folder, error) from error
+
+
+def make_own_folder(folder: Path) -> None:
+    """Make a folder inside an index; a link in its place may lead to files that are not the index's to remove.
+
+    Raises:
+        StorageError: it is a link, or the disk refused.
+    """
+    if folder.is_symlink():
+        raise StorageError(f"{folder} is a link; an index is changed only in its own folder: put the files there")
+    make_folder(folder)
 
 
 def lock(folder: Path) -> BinaryIO:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from llmindex.errors import CorpusError, CorruptStore, ModelError, SpecMismatch, StaleIndex, StorageError, UsageError
 from llmindex.folder import LOCK_NAME, is_given, is_index
 from llmindex.records import Vectors
-from llmindex.store.files import check_name, hash_file, is_temporary, lock, make_folder, replacing
+from llmindex.store.files import check_name, hash_file, is_temporary, lock, make_folder, make_own_folder, replacing
 from llmindex.store.manifest import (
     CorpusRecord,
     EncoderRecord,
@@ -129,6 +129,7 @@ class VectorWriter:
             make_folder(folder)
             stack.enter_context(lock(folder))
             _check_replaceable(folder, overwrite)  # another process may have been faster
+            _make_folders(folder)
             # From here on the old files are leftovers, and readers that have them open keep them.
             manifest.save(folder)
             shutil.rmtree(folder / "clusters", ignore_errors=True)
@@ -151,14 +152,13 @@ class VectorWriter:
         Manifest.load(folder)
         with ExitStack() as stack:
             stack.enter_context(lock(folder))
+            _make_folders(folder)
             writer = cls(folder, Manifest.load(folder), stack.pop_all())
         writer._prepare()
         return writer
 
     def _prepare(self) -> None:
         try:
-            for name in ("vectors", "faiss"):
-                make_folder(self.path / name)
             self._remove_leftovers("vectors", "faiss", "")
             self._load_back()
         except BaseException:
@@ -362,6 +362,11 @@ class VectorWriter:
             self._schema = documents.schema
             if shard.partial:
                 self._buffer.add(documents, vectors)
+
+
+def _make_folders(folder: Path) -> None:
+    for name in ("vectors", "faiss"):
+        make_own_folder(folder / name)
 
 
 def _write_durably(path: Path, table: pa.Table, vectors: StoredVectors) -> None:
