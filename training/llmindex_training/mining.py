@@ -8,7 +8,7 @@ numbers each are kept in memory, and the output appears whole or not at all.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class MiningReport:
 
 
 def mine(
-    files: Sequence[str | Path],
+    files: str | Path | Iterable[str | Path],
     index: str | Path,
     output: str | Path,
     *,
@@ -102,7 +102,7 @@ def mine(
     """
     started = time.perf_counter()
     _check_options(k, margin, negatives)
-    sources = [Path(file) for file in files]
+    sources = pair_files.listed(files)
     path = Path(output)
     check_name(path)
     if any(source.exists() and path.exists() and source.samefile(path) for source in sources):

@@ -5,16 +5,17 @@ The deal is a pure function of the pairs and the recipe: a resumed run gets the 
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from llmindex.errors import CorpusError
+from llmindex.errors import CorpusError, UsageError
 from llmindex_training import text_columns
 from llmindex_training.recipe import Data
 
@@ -57,13 +58,30 @@ class Deal:
     too_small: Mapping[str, int] = field(default_factory=dict)
 
 
-def read(files: Sequence[str | Path]) -> Pairs:
+def listed(files: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The paths of pairs files, however they are held; one may come by itself.
+
+    Raises:
+        UsageError: there is none, or something else than paths, such as a data frame.
+    """
+    # What is made of columns would be taken for files of their names.
+    given: list[Any] = [files] if isinstance(files, str | Path) or hasattr(files, "columns") else list(files)
+    if not given:
+        raise UsageError("no pairs are named; name a Parquet file")
+    for file in given:
+        if not isinstance(file, str | Path):
+            raise UsageError(f"pairs are Parquet files, not {type(file).__name__}; write them to one first")
+    return [Path(file) for file in given]
+
+
+def read(files: str | Path | Iterable[str | Path]) -> Pairs:
     """Read pairs files one after the other.
 
     Raises:
+        UsageError: as :func:`listed`.
         CorpusError: a file is missing or no Parquet file, lacks a column, or has a row with an empty side.
     """
-    tables = [_read(Path(file)) for file in files]
+    tables = [_read(file) for file in listed(files)]
     digest = hashlib.sha256()
     for table in tables:
         for column in table.columns:

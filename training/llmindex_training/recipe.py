@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -222,6 +223,17 @@ def from_values(values: Mapping[str, Any], name: str) -> Recipe:
     return recipe
 
 
+def checked(recipe: Recipe) -> Recipe:
+    """A recipe that was put together in Python, as its own file gives it back.
+
+    Raises:
+        RecipeError: it is none, or :func:`from_values` would refuse it.
+    """
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"a recipe is what recipe.load gives, not {type(recipe).__name__}")
+    return from_values(asdict(recipe), "of this call")
+
+
 def changes(old: Recipe, new: Recipe) -> list[str]:
     """What differs, as ``section.key was OLD, now NEW``."""
     before, after = asdict(old), asdict(new)
@@ -265,7 +277,8 @@ def _check_known(name: str, prefix: str, given: Mapping[str, Any], known: Mappin
 
 
 def _typed(name: str, place: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
-    """The value as its field wants it; whole numbers pass for floats, lists for tuples."""
+    """The value as its field wants it; whole numbers pass for floats, lists for tuples, NumPy's for Python's."""
+    value = _plain(value)
     origin = get_origin(hint)
     if origin is Literal:
         if value not in get_args(hint):
@@ -274,7 +287,7 @@ def _typed(name: str, place: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
         return value
     if origin is tuple:
         inner = get_args(hint)[0]
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise RecipeError(f"recipe {name}: {place} must be a list, not {_toml(value)}")
         return tuple(_typed(name, place, item, inner) for item in value)
     if type(value) is int and abs(value) > _MOST:
@@ -289,6 +302,13 @@ def _typed(name: str, place: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
     if isinstance(value, str) and not _is_utf8(value):
         raise RecipeError(f"recipe {name}: {place} must be UTF-8, not {value!a}")
     return value
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A number of NumPy's as Python's."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _is_utf8(text: str) -> bool:

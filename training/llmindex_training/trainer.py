@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from llmindex.progress import ProgressCallback
 from llmindex.store.files import check_name, refused
 from llmindex_training import adapter, distributed
 from llmindex_training import pairs as pair_files
+from llmindex_training import recipe as recipes
 from llmindex_training import step as training_step
 from llmindex_training.pairs import Deal, Pairs
 from llmindex_training.recipe import Recipe
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    files: Sequence[str | Path],
+    files: str | Path | Iterable[str | Path],
     run: str | Path,
     recipe: Recipe,
     *,
@@ -61,13 +62,13 @@ def train(
     Raises:
         Interrupted: Ctrl-C; the same call goes on from the last checkpoint. A first run that ends before there is one,
             however it does, leaves nothing behind.
-        RecipeError: the recipe does not suit the model or the pairs.
+        RecipeError: the recipe has an impossible value, or does not suit the model or the pairs.
         LlmindexError: whatever else a user can act on.
     """
     started = time.perf_counter()
     _check_packages()
     check_name(Path(run).resolve())  # as encoder.json will name it
-    recipe = adapter.settled(recipe)
+    recipe = adapter.settled(recipes.checked(recipe))
     pairs = pair_files.read(files)
     deal = pair_files.deal(pairs, recipe.data, recipe.optim.batch_size, recipe.optim.steps)
     if len(deal.steps) == 1 and recipe.optim.warmup_steps:
