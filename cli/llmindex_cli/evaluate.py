@@ -1,6 +1,7 @@
 """``llmindex evaluate``: what an encoder is good for, measured on labelled data."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ from llmindex_cli.scores import percent, print_scores, print_scores_json, title
 
 if TYPE_CHECKING:
     from llmindex.encode.encoder import Encoder
-    from llmindex.progress import ProgressCallback
     from llmindex_training.evaluate import Score
     from llmindex_training.evaluate_retrieval import IndexEvaluation
 
@@ -86,10 +86,7 @@ def clustering(
     ]
     from llmindex_training.evaluate_clustering import evaluate_clustering
 
-    def run(one: "Encoder", other: "Encoder | None", on_progress: "ProgressCallback | None") -> "list[Score]":
-        return evaluate_clustering(one, sets, baseline=other, seeds=seeds, on_progress=on_progress)
-
-    _measure(run, encoder, baseline, as_json)
+    _measure(partial(evaluate_clustering, sets=sets, seeds=seeds), encoder, baseline, as_json)
 
 
 @command.command("retrieval", cls=Command, short_help="nDCG, recall and MRR; what an index loses.")
@@ -148,10 +145,7 @@ def retrieval(
         _print_stages(evaluation, opened.store.manifest.encoder.spec.fingerprint(), as_json=as_json)
         return
 
-    def run(one: "Encoder", other: "Encoder | None", on_progress: "ProgressCallback | None") -> "list[Score]":
-        return evaluate_retrieval(one, sets, baseline=other, k=k, on_progress=on_progress)
-
-    _measure(run, encoder, baseline, as_json)
+    _measure(partial(evaluate_retrieval, sets=sets, k=k), encoder, baseline, as_json)
 
 
 @command.command("sts", cls=Command, short_help="Spearman's correlation with scored sentence pairs.")
@@ -183,10 +177,7 @@ def sts(
     ]
     from llmindex_training.evaluate_sts import evaluate_sts
 
-    def run(one: "Encoder", other: "Encoder | None", on_progress: "ProgressCallback | None") -> "list[Score]":
-        return evaluate_sts(one, sets, baseline=other, on_progress=on_progress)
-
-    _measure(run, encoder, baseline, as_json)
+    _measure(partial(evaluate_sts, sets=sets), encoder, baseline, as_json)
 
 
 @command.command(
@@ -227,16 +218,13 @@ def mteb(tasks: tuple[str, ...], output: Path | None, as_json: bool, encoder: di
 
 
 def _measure(
-    run: "Callable[[Encoder, Encoder | None, ProgressCallback | None], Sequence[Score]]",
-    encoder: dict[str, Any],
-    baseline: str | None,
-    as_json: bool,
+    evaluate: "Callable[..., Sequence[Score]]", encoder: dict[str, Any], baseline: str | None, as_json: bool
 ) -> None:
-    """Load one encoder or two, run an evaluation and print its scores."""
+    """Load one encoder or two, run an evaluation of given sets and print its scores."""
     with progress() as on_progress:
         one = _load(encoder)
         other = None if baseline is None else _load({"model": baseline} | {name: encoder[name] for name in RUNTIME})
-        scores = run(one, other, on_progress)
+        scores = evaluate(one, baseline=other, on_progress=on_progress)
     if as_json:
         print_scores_json(scores, one.spec.fingerprint(), other.spec.fingerprint() if other else None)
     else:
