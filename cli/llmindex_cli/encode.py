@@ -1,7 +1,6 @@
 """``llmindex encode``: the vectors alone, for use elsewhere."""
 
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -78,7 +77,7 @@ def command(
         from llmindex.encode.settings import EncoderOptions
 
         loaded = Encoder.from_options(EncoderOptions(**encoder))
-        sink_type = ParquetSink if output.suffix == ".parquet" else NpySink
+        sink_type: type[ParquetSink | NpySink] = ParquetSink if output.suffix == ".parquet" else NpySink
         with replacing(output) as temporary, closing(sink_type(temporary, loaded.spec.dim)) as sink:
             copied = _copy(corpus, loaded, role, sink, on_progress)
     result = {"file": str(output), "dim": loaded.spec.dim, **asdict(copied)}
@@ -103,7 +102,11 @@ class Copied:
 
 
 def _copy(
-    corpus: "Corpus", encoder: "Encoder", role: "Role", sink: "Sink", on_progress: ProgressCallback | None
+    corpus: "Corpus",
+    encoder: "Encoder",
+    role: "Role",
+    sink: "ParquetSink | NpySink",
+    on_progress: ProgressCallback | None,
 ) -> Copied:
     so_far = Copied()
 
@@ -122,49 +125,22 @@ def _copy(
     return so_far
 
 
-class Sink(ABC):
-    """A file of vectors that grows window by window.
-
-    Attributes:
-        rows: vectors written.
-    """
-
-    def __init__(self, path: Path, dim: int) -> None:
-        self.rows = 0
-        self._dim = dim
-        self._open(path)
-
-    def append(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None:
-        """Write ``(m, dim)`` vectors and their ids."""
-        self._write(ids, vectors)
-        self.rows += len(vectors)
-
-    @abstractmethod
-    def close(self) -> None:
-        """Finish the file."""
-
-    @abstractmethod
-    def _open(self, path: Path) -> None: ...
-
-    @abstractmethod
-    def _write(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None: ...
-
-
-class ParquetSink(Sink):
+class ParquetSink:
     """Columns ``id`` (string) and ``vector`` (fixed-size list of float32)."""
 
-    def _open(self, path: Path) -> None:
+    def __init__(self, path: Path, dim: int) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
-        vector = pa.list_(pa.field("item", pa.float32(), nullable=False), self._dim)
+        vector = pa.list_(pa.field("item", pa.float32(), nullable=False), dim)
         self._schema = pa.schema(
             [pa.field("id", pa.string(), nullable=False), pa.field("vector", vector, nullable=False)]
         )
         # As in the store: neither dictionary nor compression gains anything on vectors, and both cost time.
         self._writer = parquet.ParquetWriter(path, self._schema, use_dictionary=False, compression="none")
 
-    def _write(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None:
+    def append(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None:
+        """Write ``(m, dim)`` vectors and their ids."""
         import pyarrow as pa
 
         kind = self._schema.field("vector").type
@@ -176,10 +152,12 @@ class ParquetSink(Sink):
         self._writer.close()
 
 
-class NpySink(Sink):
+class NpySink:
     """A NumPy array file; its header is written again at the end, when the number of rows is known."""
 
-    def _open(self, path: Path) -> None:
+    def __init__(self, path: Path, dim: int) -> None:
+        self._rows = 0
+        self._dim = dim
         self._file: BinaryIO = path.open("w+b")
         self._header()
 
@@ -189,11 +167,13 @@ class NpySink(Sink):
         self._file.seek(0)
         # NumPy pads the header so that it keeps its length when the first axis grows.
         npy.write_array_header_1_0(
-            self._file, {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self._dim)}
+            self._file, {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._dim)}
         )
 
-    def _write(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None:
+    def append(self, ids: "pa.ChunkedArray", vectors: "Vectors") -> None:
+        """Write ``(m, dim)`` vectors; there is no room for their ids."""
         self._file.write(vectors.astype("<f4", copy=False).tobytes())
+        self._rows += len(vectors)
 
     def close(self) -> None:
         """Correct the header."""
