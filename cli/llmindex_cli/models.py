@@ -1,5 +1,7 @@
 """``llmindex models``: what ``--model`` can be on this machine."""
 
+from dataclasses import asdict
+
 import click
 
 from llmindex_cli.console import Column, print_json, print_table
@@ -20,11 +22,7 @@ def command(as_json: bool) -> None:
     found = models.available()
     if as_json:
         for model in found:
-            print_json(
-                {"name": model.name, "installed": model.installed, "where": str(model.where), "note": model.note}
-            )
+            print_json(asdict(model))
         return
     columns = [Column("model"), Column("installed"), Column("note"), Column("where", fit="open")]
-    print_table(
-        columns, [[model.name, "yes" if model.installed else "no", model.note, str(model.where)] for model in found]
-    )
+    print_table(columns, [[model.name, "yes" if model.installed else "no", model.note, model.where] for model in found])

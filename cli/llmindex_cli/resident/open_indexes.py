@@ -17,7 +17,7 @@ from llmindex_cli.console import json_safe
 from llmindex_cli.indexes import unfinished
 from llmindex_cli.loading import loading
 from llmindex_cli.resident.identity import index_identity
-from llmindex_cli.resident.protocol import Message
+from llmindex_cli.resident.protocol import Message, ResidentHit
 
 if TYPE_CHECKING:
     from llmindex.encode.encoder import Encoder
@@ -144,10 +144,4 @@ def _manifest_of(index: Path) -> tuple[bytes, list[int] | None]:
 
 
 def _as_json(hit: "Hit") -> Message:
-    return {
-        "rank": hit.rank,
-        "id": hit.id,
-        "score": hit.score,
-        "text": hit.text,
-        "metadata": json_safe(hit.metadata),
-    }
+    return {name: json_safe(getattr(hit, name)) for name in ResidentHit._fields}
