@@ -12,7 +12,7 @@ from llmindex_cli.options import FILE, Command, check_output, corpus_options, js
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
-    from llmindex_training.attention import AttentionReport, Shares
+    from llmindex_training.attention import AttentionReport
 
 
 @click.command(
@@ -141,21 +141,19 @@ def _print(report: "AttentionReport") -> None:
         "layer": f"{report.layer} of {report.layers}, mean over {report.heads} heads",
         "texts": f"{report.texts:,}",
     }
-    first = _shares(report, "first", ".1%")
+    first = _shares(report, "first")
     if math.isnan(report.base.text_share):
         facts["first token"] = f"{first}: there is no other to attend to"
     else:
-        facts["on the prompt"] = _shares(report, "prompt_share", ".1%")
-        facts["on the text"] = _shares(report, "text_share", ".1%")
+        facts["on the prompt"] = _shares(report, "prompt_share")
+        facts["on the text"] = _shares(report, "text_share")
         facts["first token"] = f"{first}, left out above"
     print_facts(facts)
 
 
-def _shares(report: "AttentionReport", name: str, form: str) -> str:
-    def shown(shares: "Shares") -> str:
-        return format(getattr(shares, name), form)
-
+def _shares(report: "AttentionReport", name: str) -> str:
+    base = getattr(report.base, name)
     if report.adapted is None:
-        return shown(report.base)
-    moved = getattr(report.adapted, name) - getattr(report.base, name)
-    return f"{shown(report.base)} base, {shown(report.adapted)} adapted ({100 * moved:+.1f} points)"
+        return f"{base:.1%}"
+    adapted = getattr(report.adapted, name)
+    return f"{base:.1%} base, {adapted:.1%} adapted ({100 * (adapted - base):+.1f} points)"

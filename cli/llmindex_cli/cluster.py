@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmindex.store.reader import VectorStore
 
 _DEFAULTS = ClusterOptions()
+LEAST_SIZE = 2
 _COLUMNS = (
     Column("cluster", align="right"),
     Column("size", align="right"),
@@ -39,7 +40,7 @@ _COLUMNS = (
 @index_option
 @click.option(
     "--min-cluster-size",
-    type=click.IntRange(min=2),
+    type=click.IntRange(min=LEAST_SIZE),
     metavar="N",
     help="The least documents that make a cluster. [default: a quarter of the root of all documents]",
 )
@@ -128,13 +129,19 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
             if written is not None:
                 say(f"Wrote {plain(str(written))}")
     if not clustering.clusters:
-        _note_none_found(clustering.options, replaces)
+        _note_none_found(len(clustering.labels), clustering.options, replaces)
 
 
-def _note_none_found(options: ClusterOptions, replaces: bool) -> None:
+def _note_none_found(documents: int, options: ClusterOptions, replaces: bool) -> None:
     size = options.min_cluster_size
     lost = f'; the clustering "{options.name}" that was there is replaced (--name keeps both)' if replaces else ""
-    note(f"No {size:,} documents are dense enough to be a cluster: try a smaller --min-cluster-size{lost}.")
+    smaller = ": try a smaller --min-cluster-size" if size > LEAST_SIZE else ""
+    if documents < 2 * LEAST_SIZE:
+        note(f"Clusters take {2 * LEAST_SIZE} documents at least{lost}.")
+    elif documents < 2 * size:  # the whole is never a cluster
+        note(f"Clusters of {size:,} take {2 * size:,} documents at least{smaller}{lost}.")
+    else:
+        note(f"No {size:,} documents are dense enough to be a cluster{smaller}{lost}.")
 
 
 def _summary(clustering: "Clustering", file: Path) -> Mapping[str, Any]:
@@ -157,7 +164,7 @@ def _summary(clustering: "Clustering", file: Path) -> Mapping[str, Any]:
 
 
 def _print(clustering: "Clustering", store: "VectorStore") -> None:
-    clusters = sorted(clustering.clusters, key=lambda cluster: -cluster.size)
+    clusters = clustering.clusters
     if clusters:
         import numpy as np
 
