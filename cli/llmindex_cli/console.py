@@ -39,8 +39,8 @@ class Column(NamedTuple):
         title: its heading.
         align: "right" for numbers.
         fit: "full" is as wide as its widest cell; "quarter" too, up to a quarter of the line, and "most" up to two
-            thirds of what the full ones leave; "rest" shares with its like what is left then; "open" is never cut (for
-            a last column that must be read whole).
+            thirds of what the full ones leave; "rest" shares with its like what is left then; "open" is never cut, but
+            goes on in further lines on a terminal (for a last column that must be read whole).
     """
 
     title: str
@@ -112,9 +112,11 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
         max([_cells(column.title), *(_cells(row[number]) for row in cells)]) for number, column in enumerate(columns)
     ]
     widths = _widths(columns, natural, total)
-    say(_line([column.title for column in columns], columns, widths), heading=True)
+    for line in _lines([column.title for column in columns], columns, widths, total):
+        say(line, heading=True)
     for row in cells:
-        say(_line(row, columns, widths))
+        for line in _lines(row, columns, widths, total):
+            say(line)
 
 
 def _line_width() -> int:
@@ -140,6 +142,23 @@ def _widths(columns: Sequence[Column], natural: Sequence[int], total: int) -> li
         widths[number] = min(natural[number], max(8, spare // left))
         spare -= widths[number]
     return widths
+
+
+def _lines(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int], total: int) -> list[str]:
+    """A row: one line, but for an open cell that a terminal has no room for. Who reads a pipe reads by the line."""
+    line = _line(cells, columns, widths)
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if columns[-1].fit != "open" or not on_terminal or _cells(line) <= total:
+        return [line]
+    import textwrap
+
+    first = _line([*cells[:-1], ""], columns, widths)
+    start = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    indent = start if start <= total // 2 else 4  # where the others leave little, it has lines of its own
+    # Words, such as paths, stay whole: who copies one wants no break in it.
+    parts = textwrap.wrap(cells[-1], max(1, total - indent), break_long_words=False, break_on_hyphens=False)
+    further = [" " * indent + part for part in parts]
+    return [first, *further] if indent < start else [first + further[0][len(first) :], *further[1:]]
 
 
 def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:

@@ -206,7 +206,7 @@ def available() -> list[ModelInfo]:
     gguf = embedded.find_gguf()
     where = str(gguf) if gguf else embedded.INSTALL
     infos = [
-        ModelInfo(DEFAULT, gguf is not None, where, f"{embedded.NAME} adapted to embedding, the default (Apache-2.0)"),
+        ModelInfo(DEFAULT, gguf is not None, where, f"{embedded.NAME} for embedding (Apache-2.0)"),
         ModelInfo(BASE, gguf is not None, where, f"{embedded.NAME} as it is"),
     ]
     from huggingface_hub import scan_cache_dir

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,15 @@ def test_models(llmindex: Llmindex) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines()[1].startswith("default")
     assert json.loads(llmindex("models", "--json").out.splitlines()[0])["name"] == "default"
+
+
+def test_on_a_terminal_only_a_path_is_wider_than_that(llmindex: Llmindex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for command in ("models", "prompts"):
+        wide = [line for line in llmindex(command).out.splitlines() if len(line) > 80]
+        assert all(line.startswith("    /") and " " not in line.strip() for line in wide)
 
 
 @pytest.mark.parametrize("name", ["eol", "cluster", "none"])

@@ -114,6 +114,24 @@ def test_open_columns_are_never_cut(capfd: pytest.CaptureFixture[str]) -> None:
     assert "x" * 5000 in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(("first", "indent"), [("short", 7), ("x" * 50, 4)])
+def test_on_a_terminal_open_columns_go_on_below(
+    first: str, indent: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    path = "/a" * 60
+    print_table([Column("a"), Column("b", fit="open")], [[first, "word " * 50], ["1", path], ["2", "b"]])
+    _, *lines = capfd.readouterr().out.splitlines()
+    whole = [line for line in lines if path not in line]
+    assert all(cell_len(line) <= 80 for line in whole)
+    assert sum(line.count("word") for line in lines) == 50
+    assert {len(line) - len(line.lstrip()) for line in lines if line.startswith(" ")} == {indent}
+    assert [line.split()[-1] for line in lines if path in line] == [path]
+    assert lines[-1] == f"2{' ' * (len(first) + 1)}b"
+
+
 @pytest.mark.parametrize(
     ("value", "safe"),
     [
