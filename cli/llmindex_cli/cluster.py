@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from llmindex.cluster.clustering import Clustering
     from llmindex.store.reader import VectorStore
 
-_DEFAULTS = ClusterOptions()
 LEAST_SIZE = 2
+_DEFAULTS = ClusterOptions()
 _COLUMNS = (
     Column("cluster", align="right"),
     Column("size", align="right"),
@@ -133,7 +133,7 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
 
 
 def _note_none_found(documents: int, options: ClusterOptions, replaces: bool) -> None:
-    size = options.min_cluster_size
+    size = options.min_cluster_size or LEAST_SIZE
     lost = f'; the clustering "{options.name}" that was there is replaced (--name keeps both)' if replaces else ""
     smaller = ": try a smaller --min-cluster-size" if size > LEAST_SIZE else ""
     if documents < 2 * LEAST_SIZE:

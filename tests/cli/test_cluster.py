@@ -3,8 +3,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
+from tests.samples import make_store
 
 from .conftest import Llmindex
 
@@ -91,11 +94,28 @@ def test_a_png_needs_matplotlib(llmindex: Llmindex, index: Path, monkeypatch: py
 
 
 def test_no_cluster_at_all(llmindex: Llmindex, index: Path) -> None:
-    ended = llmindex("cluster", "-i", index, "--min-cluster-size", "100")
+    ended = llmindex("cluster", "-i", index, "--min-cluster-size", "60")
     assert ended.out.startswith("0 clusters of 120 documents; noise 120 documents (100.0%); ")
-    none_found = "No 100 documents are dense enough to be a cluster: try a smaller --min-cluster-size"
+    none_found = "No 60 documents are dense enough to be a cluster: try a smaller --min-cluster-size"
     assert ended.err.endswith(f"{none_found}.\n")
-    again = llmindex("cluster", "-i", index, "--min-cluster-size", "100", "--json")
+    again = llmindex("cluster", "-i", index, "--min-cluster-size", "60", "--json")
     assert json.loads(again.out)["clusters"] == []
     lost = 'the clustering "default" that was there is replaced (--name keeps both)'
     assert again.err.endswith(f"{none_found}; {lost}.\n")
+
+
+@pytest.mark.parametrize(
+    ("documents", "options", "said"),
+    [
+        (1, (), "Clusters take 4 documents at least."),
+        (3, ("--min-cluster-size", "2"), "Clusters take 4 documents at least."),
+        (5, (), "Clusters of 3 take 6 documents at least: try a smaller --min-cluster-size."),
+        (5, ("--min-cluster-size", "2"), "No 2 documents are dense enough to be a cluster."),
+    ],
+)
+def test_what_is_advised_can_be_done(
+    documents: int, options: tuple[str, ...], said: str, llmindex: Llmindex, tmp_path: Path
+) -> None:
+    make_store(tmp_path / "few", np.eye(8, dtype=np.float32)[:documents])
+    ended = llmindex("cluster", "-i", tmp_path / "few", *options)
+    assert (ended.code, ended.err) == (0, f"{said}\n")
