@@ -138,7 +138,8 @@ def build(
         memory: the most bytes that building and searching the FAISS index may take, besides the model.
         overwrite: start afresh where there is an index already, unless this very build has begun it and not finished:
             that is what an interrupted one leaves, which the same call then goes on with, if it is undamaged.
-        on_progress: called with the stages "scan", "verify", "count", "encode", "train", "assign", "add", "tune".
+        on_progress: called with the stages "scan", "verify", "count", "encode", "train", "assign", "add", and "tune" or
+            "measure".
 
     Raises:
         BuildInterrupted: Ctrl-C; what was encoded is committed, and the same call goes on from there.
@@ -200,7 +201,7 @@ def plan(
 ) -> BuildPlan:
     """Count what :func:`build` would do with the same arguments, and write nothing.
 
-    Every text is tokenised; the speed is measured on a sample.
+    Every text is tokenised; the speed is measured on a sample. The stages are "scan", "measure" and "count".
     """
     listed = _listed(sources)
     _check_options(listed, factory, recall, memory)
@@ -216,7 +217,8 @@ def plan(
         speed = 0.0
         for window in opened.windows(_PLAN_WINDOW):
             made = model.tokenize(window.table.column("text").to_pylist())
-            speed = speed or _tokens_per_second(model, window.table.column("text").to_pylist()[:_PLAN_SAMPLE])
+            sample = window.table.column("text").to_pylist()[:_PLAN_SAMPLE]
+            speed = speed or _tokens_per_second(model, sample, on_progress)
             documents += len(made)
             tokens += int(made.offsets[-1])
             truncated += int(made.truncated.sum())
@@ -343,11 +345,19 @@ def _stored_ids(path: Path) -> Iterator[str]:
         yield from batch.column(0).to_pylist()
 
 
-def _tokens_per_second(encoder: "Encoder", texts: list[str]) -> float:
+def _tokens_per_second(encoder: "Encoder", texts: list[str], on_progress: ProgressCallback | None) -> float:
+    done = [0, 0]
+
+    def report(more: int, more_tokens: int) -> None:
+        done[:] = done[0] + more, done[1] + more_tokens
+        if on_progress is not None:
+            on_progress(Progress("measure", done[0], len(texts), tokens=done[1]))
+
     tokens = encoder.tokenize(texts)
+    report(0, 0)  # the model takes seconds to begin
     encoder.forward(encoder.tokenize(texts[:1]))  # the first call of a process is slower
     started = time.perf_counter()
-    encoder.forward(tokens)
+    encoder.forward(tokens, on_tokens=report)
     return float(tokens.offsets[-1]) / (time.perf_counter() - started)
 
 

@@ -236,8 +236,12 @@ def test_a_corpus_without_usable_text_leaves_no_index_and_replaces_none(
 
 def test_plan_counts_and_writes_nothing(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    plan = llmindex.plan(corpus, encoder=encoder)
+    steps: list[llmindex.Progress] = []
+    plan = llmindex.plan(corpus, encoder=encoder, on_progress=steps.append)
     assert sorted(tmp_path.iterdir()) == before
+    assert list(dict.fromkeys(step.stage for step in steps)) == ["measure", "count"]
+    measured = [step for step in steps if step.stage == "measure"]
+    assert [(step.done, step.total) for step in (measured[0], measured[-1])] == [(0, 64), (64, 64)]
     report = llmindex.build(corpus, tmp_path / "x", encoder=encoder)
     assert (plan.documents, plan.tokens, dict(plan.bad_rows)) == (288, report.tokens, dict(report.bad_rows))
     assert plan.factory == "Flat"

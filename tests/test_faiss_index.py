@@ -107,6 +107,14 @@ def test_the_recorded_recall_is_true(large: tuple[VectorStore, VectorIndex, list
     assert reports[-1].stage == "tune"
 
 
+def test_what_cannot_be_tuned_is_measured(tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    store = make_store(tmp_path / "flat", make_vectors(30, 8))
+    build_index(store, on_progress=reports.append)
+    told = [(report.stage, report.done, report.total, report.unit) for report in reports]
+    assert told == [("add", 30, 30, "vectors"), ("measure", 0, 30, "queries"), ("measure", 30, 30, "queries")]
+
+
 def test_more_lists_are_probed_when_hits_are_lacking(large: tuple[VectorStore, VectorIndex, list[Progress]]) -> None:
     store, index, _ = large
     queries = make_vectors(2, 32, seed=5)

@@ -65,7 +65,7 @@ def build_index(
         factory: FAISS factory string; None for the planner's choice.
         recall: the recall@10 that the search effort is to reach, on stored vectors as queries.
         memory: the most bytes that building and searching it may take, besides a model; None for no bound.
-        on_progress: told of the stages "train", "assign", "add" and "tune".
+        on_progress: told of the stages "train", "assign", "add", and "tune", or "measure" where nothing can be tuned.
 
     Raises:
         UsageError: the store is empty, the recall is not a share, FAISS cannot make such an index, or none reaches
@@ -159,11 +159,12 @@ def _tune(
     store: VectorStore, index: Index, recall: float, rescored: int, report: ProgressCallback
 ) -> tuple[str, float]:
     """The search parameters that reach the recall, and the recall@10 measured with them on other queries."""
-    report(Progress("tune", 0, None, "settings"))
     effort = find_effort(index)
     if effort is None:
+        report(Progress("measure", 0, min(SAMPLE, store.count), "queries"))
         parameters, fresh = "", draw_sample(store, SAMPLE, _SEED)
     else:
+        report(Progress("tune", 0, None, "settings"))
         # One pass over the store for two samples: one to tune on, a fresh one to measure on.
         both = draw_sample(store, 2 * SAMPLE, _SEED)
         enough = len(both.rows) == 2 * SAMPLE
@@ -171,6 +172,8 @@ def _tune(
         parameters = tune(store, index, effort, tuned_on, recall, rescored, report)
         fresh = both.part(SAMPLE, 2 * SAMPLE) if enough else both
     reached = float(measure(store, index, fresh, rescored).mean())
+    if effort is None:
+        report(Progress("measure", len(fresh.rows), len(fresh.rows), "queries"))
     return f"{parameters},rescore={rescored}" if rescored else parameters, reached
 
 
