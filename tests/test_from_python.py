@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import llmindex
-from llmindex import Encoder
+from llmindex import CorpusOptions, Encoder
 from llmindex.errors import BuildInterrupted, UsageError
 from tests.test_builder import write_corpus
 
@@ -40,6 +40,12 @@ def test_sources_in_whatever_holds_them(corpus: Path, encoder: Encoder, tmp_path
         with pytest.raises(UsageError, match=rf"^a corpus is files or a pyarrow\.Table, not {kind};"):
             llmindex.build(none, tmp_path / "x", encoder=encoder)
         assert llmindex.plan(pa.table(none), encoder=encoder).documents == 1
+
+
+def test_a_text_column_by_itself_is_its_name(encoder: Encoder) -> None:
+    table = pa.table({"t": ["letters"], "headline": ["fox"]})
+    alone: Any = "headline"
+    assert llmindex.plan(table, encoder=encoder, corpus=CorpusOptions(alone)).text_columns == ("headline",)
 
 
 def test_an_index_that_is_let_go_is_gone(corpus: Path, encoder: Encoder, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ class CorpusOptions:
     """How the rows of the sources become documents.
 
     Attributes:
-        text_columns: joined with line ends to the text; empty for the column that is found by its name.
+        text_columns: joined with line ends to the text; empty for the column that is found by its name. One may be
+            given as it is.
         id_column: None for a column named "id", else the row number.
         on_bad_row: whether a row that cannot become a document is left out and counted, or is an error.
     """
@@ -43,6 +44,11 @@ class CorpusOptions:
     text_columns: tuple[str, ...] = ()
     id_column: str | None = None
     on_bad_row: Literal["skip", "fail"] = "skip"
+
+    def __post_init__(self) -> None:
+        """A name is iterable, too, letter by letter."""
+        if isinstance(self.text_columns, str):
+            object.__setattr__(self, "text_columns", (self.text_columns,))
 
 
 _START = Position()
