@@ -90,7 +90,9 @@ def mix(
         before: keys and values ``(K, P, C)`` of what stands before every row; only with ``causal``.
     """
     if not dropout and (kernel := ragged.kernel(query_HNC, key_KNC, pack)):
-        return kernel(query_HNC, key_KNC, value_KNC, pack, scale, causal, before)
+        if before is not None:
+            key_KNC, value_KNC = ragged.interleaved(before, (key_KNC, value_KNC), pack)
+        return kernel(query_HNC, key_KNC, value_KNC, pack, scale, causal)
     halves = query_HNC.device.type == "cpu" and query_HNC.dtype in _HALF
     by_products = halves and not query_HNC.requires_grad and not _has_tiles(query_HNC.dtype)
     mixed = []

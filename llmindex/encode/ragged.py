@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Pack, float, bool, tuple[Tensor, Tensor] | None], Tensor]
-"""From queries, keys, values, pack, scale, causal and what stands before every row to ``(N, H, C)``."""
+Kernel = Callable[[Tensor, Tensor, Tensor, Pack, float, bool], Tensor]
+"""From queries, keys, values, pack, scale and causal to ``(N, H, C)``; keys have what stands before each row, too."""
 
 _HALF = (torch.bfloat16, torch.float16)
 # For so many lengths or fewer, as in a question or what a model is probed with at load time, nothing is compiled.
@@ -53,32 +53,22 @@ def has_varlen(device: torch.device) -> bool:
     return True
 
 
-def by_varlen(
-    query_HNC: Tensor,
-    key_KNC: Tensor,
-    value_KNC: Tensor,
-    pack: Pack,
-    scale: float,
-    causal: bool,
-    before: tuple[Tensor, Tensor] | None,
-) -> Tensor:
+def by_varlen(query_HNC: Tensor, key_KMC: Tensor, value_KMC: Tensor, pack: Pack, scale: float, causal: bool) -> Tensor:
     """FlashAttention; its causal mask ends where both queries and keys end."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(pack.lengths)
-    if before is not None:
-        key_KNC, value_KNC = interleaved(before, (key_KNC, value_KNC), pack)
     mixed = varlen_attn(
         query_HNC.transpose(0, 1),
-        key_KNC.transpose(0, 1),
-        value_KNC.transpose(0, 1),
+        key_KMC.transpose(0, 1),
+        value_KMC.transpose(0, 1),
         pack.ends_B1,
         ends_of_keys(pack),
         longest,
         longest + pack.before,
         scale=scale,
         window_size=(-1, 0) if causal else (-1, -1),
-        enable_gqa=query_HNC.shape[0] != key_KNC.shape[0],
+        enable_gqa=len(query_HNC) != len(key_KMC),
     )
     assert isinstance(mixed, Tensor)
     return mixed
@@ -99,7 +89,7 @@ def compiles(device: torch.device, dtype: torch.dtype, heads: int, key_heads: in
     means_N11 = torch.tensor([0, 0.5, 1, 3, 4, 4.5])[:, None, None]  # of each row so far
     try:
         with torch.inference_mode():
-            mixed_NHC = by_flex(query, key, value, pack, 1.0, True, None).float().cpu()
+            mixed_NHC = by_flex(query, key, value, pack, 1.0, True).float().cpu()
             return bool(torch.allclose(mixed_NHC, means_N11.expand_as(mixed_NHC), atol=0.05))
     except torch.OutOfMemoryError:
         raise
@@ -108,27 +98,17 @@ def compiles(device: torch.device, dtype: torch.dtype, heads: int, key_heads: in
         return False
 
 
-def by_flex(
-    query_HNC: Tensor,
-    key_KNC: Tensor,
-    value_KNC: Tensor,
-    pack: Pack,
-    scale: float,
-    causal: bool,
-    before: tuple[Tensor, Tensor] | None,
-) -> Tensor:
+def by_flex(query_HNC: Tensor, key_KMC: Tensor, value_KMC: Tensor, pack: Pack, scale: float, causal: bool) -> Tensor:
     """FlexAttention (Dong et al. 2024, arXiv 2412.05496)."""
-    if before is not None:
-        key_KNC, value_KNC = interleaved(before, (key_KNC, value_KNC), pack)
     if causal not in pack.masks:  # it is the same in every layer
         pack.masks[causal] = _block_mask(pack, causal)
     mixed = _flex(query_HNC.device.type)(
         query_HNC[None],
-        key_KNC[None],
-        value_KNC[None],
+        key_KMC[None],
+        value_KMC[None],
         block_mask=pack.masks[causal],
         scale=scale,
-        enable_gqa=len(query_HNC) != len(key_KNC),
+        enable_gqa=len(query_HNC) != len(key_KMC),
     )
     return mixed[0].transpose(0, 1)
 
