@@ -16,7 +16,7 @@ MAX_LINES = 400
 # Folder and files of each layer, from the ground up: a file imports only what stands before it. Enter new files here.
 LAYERS = (
     ("", "errors folder records progress metrics"),
-    ("corpus", "source lines column_types arrow_tables csv_rows json_lines plain_text formats discovery"),
+    ("corpus", "source lines column_types arrow_tables csv_rows json_lines plain_text formats patterns discovery"),
     ("corpus", "columns checks window corpus __init__"),
     (
         "encode",

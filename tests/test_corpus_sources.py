@@ -1,5 +1,6 @@
 """Where a corpus comes from: files, folders, globs and standard input become one, and what is none of them is named."""
 
+import inspect
 import io
 import json
 import os
@@ -145,12 +146,26 @@ class TestSources:
         assert Corpus.open(["a.jsonl", ".", str(Path("a.jsonl").absolute())]).rows == 1
         assert "named more than once, read once: 2 files" in caplog.text
 
-    def test_links_to_folders_are_followed_once(self) -> None:
+    def test_links_to_folders_are_followed_once(self, caplog: pytest.LogCaptureFixture) -> None:
         Path("real").mkdir()
         Path("real/a.txt").write_text("x")
         Path("real/loop").symlink_to(Path("real").absolute())
         Path("real/other").symlink_to(Path("real").absolute())
-        assert Corpus.open("real").rows == 1
+        for source in ("real", "real/**", "real/**/*.txt", "**/*.txt", str(Path("real/**/*.txt").absolute())):
+            assert Corpus.open(source).rows == 1
+            assert documents(Corpus.open(source))[0]["path"] == str(Path("real/a.txt").absolute())
+        assert not caplog.records
+
+    def test_folders_may_be_deeper_than_the_stack(self) -> None:
+        Path(*"d" * 400).mkdir(parents=True)
+        Path(*"d" * 400, "a.txt").write_text("x")
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(len(inspect.stack()) + 250)
+        try:
+            for source in ("d", "d/**/*.txt"):
+                assert Corpus.open(source).rows == 1
+        finally:
+            sys.setrecursionlimit(before)
 
     def test_many_files_have_a_short_record(self) -> None:
         folder = Path("many")

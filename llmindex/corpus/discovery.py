@@ -2,9 +2,7 @@
 
 import contextlib
 import functools
-import glob
 import hashlib
-import itertools
 import logging
 import sys
 import tempfile
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from llmindex.corpus.formats import READ_ENDINGS, ending_of
+from llmindex.corpus.patterns import before_wildcards, expand, is_pattern
 from llmindex.corpus.source import SourceFile, counted, readable, reading
 from llmindex.errors import CorpusError, StorageError, missing
 from llmindex.folder import is_index
@@ -21,6 +20,9 @@ STDIN = "-"
 
 _log = logging.getLogger(__name__)
 _COPY_BYTES = 1 << 20
+
+RealFolder = tuple[int, int]
+"""What a folder is known by, whatever links lead to it: its device and its inode."""
 
 
 def find_files(source: str) -> list[SourceFile]:
@@ -39,12 +41,12 @@ def find_files(source: str) -> list[SourceFile]:
             return [_named(path)]
         if path.is_symlink():
             raise _broken_link(path)
-    if not glob.has_magic(source):
+    if not is_pattern(source):
         raise CorpusError(missing(readable(source)))
-    matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  (pathlib takes no absolute patterns)
+    matches = expand(source)
     if not matches:
         raise CorpusError(f"{missing(readable(source))} (the pattern matches nothing)")
-    return _supported(_matched(source, [Path(match) for match in matches]), readable(source))
+    return _supported(_matched(source, matches), readable(source))
 
 
 def without_repeats(files: Sequence[SourceFile]) -> list[SourceFile]:
@@ -60,14 +62,10 @@ def without_repeats(files: Sequence[SourceFile]) -> list[SourceFile]:
 def folder_of(source: str) -> Path:
     """The folder that a source other than ``-`` is, or lies in; of a pattern the one that all its matches are below."""
     path = Path(source)
-    if glob.has_magic(source) and not path.exists():
-        path = _before_magic(path)
+    if is_pattern(source) and not path.exists():
+        path = before_wildcards(path)
     path = absolute(path)
     return path if path.is_dir() else path.parent
-
-
-def _before_magic(pattern: Path) -> Path:
-    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def absolute(path: Path) -> Path:
@@ -98,16 +96,16 @@ def _in_folder(folder: Path) -> list[SourceFile]:
 
 def _matched(pattern: str, paths: Sequence[Path]) -> Iterator[Path]:
     """Files that a pattern matches or that lie below what it matches, but for those of indexes that it comes across."""
-    named = len(_before_magic(Path(pattern)).parts)
+    named = len(before_wildcards(Path(pattern)).parts)
     is_left_out = functools.cache(_is_index)  # not once for each file of a folder
-    visited: set[Path] = set()
+    entered: set[RealFolder] = set()
     for path in paths:
         is_folder = path.is_dir()
         folders = [path, *path.parents] if is_folder else path.parents
         with reading(readable(str(path))):
             left_out = any(is_left_out(folder) for folder in folders if len(folder.parts) > named)
         if not left_out:
-            yield from _walk(path, visited) if is_folder else [path]
+            yield from _walk(path, entered) if is_folder else [path]
 
 
 def _supported(paths: Iterator[Path], label: str) -> list[SourceFile]:
@@ -128,16 +126,14 @@ def _supported(paths: Iterator[Path], label: str) -> list[SourceFile]:
     return files
 
 
-def _walk(folder: Path, visited: set[Path]) -> Iterator[Path]:
+def _walk(folder: Path, entered: set[RealFolder]) -> Iterator[Path]:
     """Files below a folder, sorted; hidden ones and indexes left out, each real folder entered once."""
-    with reading(readable(str(folder))):
-        real = folder.resolve()
-        entries = sorted(folder.iterdir())
-    if real in visited:
-        return
-    visited.add(real)
-    for entry in entries:
-        if entry.name.startswith("."):
+    # Not by recursion, which a stranger's folder may be too deep for.
+    levels = [_entries(folder, entered)]
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
             continue
         with reading(readable(str(entry))):
             is_folder = entry.is_dir()
@@ -145,7 +141,19 @@ def _walk(folder: Path, visited: set[Path]) -> Iterator[Path]:
         if not is_folder:
             yield entry
         elif not left_out:
-            yield from _walk(entry, visited)
+            levels.append(_entries(entry, entered))
+
+
+def _entries(folder: Path, entered: set[RealFolder]) -> Iterator[Path]:
+    """What is in a folder, hidden entries left out; nothing if it has been entered before."""
+    with reading(readable(str(folder))):
+        found = folder.stat()
+        inside = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    real = found.st_dev, found.st_ino
+    if real in entered:
+        return iter(())
+    entered.add(real)
+    return iter(inside)
 
 
 def _is_index(folder: Path) -> bool:
