@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from llmindex.cluster.distinct import first_rows
@@ -99,6 +100,21 @@ def test_components_of_the_graph_are_joined_by_near_points() -> None:
     exact = spanning_tree(vectors, 4)
     assert (tree.weights > 50).sum() == (exact.weights > 50).sum() == 3
     assert tree.weights[-3:] == pytest.approx(exact.weights[-3:], rel=0.02)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_scipy_is_given_edges_in_32_bits(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the newest SciPy take no others."""
+    given_to_scipy = []
+
+    def strict(edges: csr_array, overwrite: bool = False) -> csr_array:
+        given_to_scipy.append((edges.indices.dtype, edges.indptr.dtype))
+        return minimum_spanning_tree(edges, overwrite)
+
+    monkeypatch.setattr("scipy.sparse.csgraph.minimum_spanning_tree", strict)
+    vectors = np.concatenate([make_vectors(40, 8), make_vectors(40, 8) + 100]).astype(np.float32)
+    spanning_tree(vectors, 4, exact=exact)
+    assert set(given_to_scipy) == {(np.dtype(np.int32), np.dtype(np.int32))}
 
 
 def test_many_vectors_are_joined_from_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,9 @@ class Components:
 
         # Ranks instead of weights: of equally light edges that close a circle, one has to go.
         ranks = np.arange(1.0, len(starts) + 1)
-        between = csr_array((ranks, (self.of[starts], self.of[ends])), (self.count, self.count))
+        # In 32 bits, since SciPy before 1.17.1 finds no tree of others.
+        pairs = self.of[starts].astype(np.int32), self.of[ends].astype(np.int32)
+        between = csr_array((ranks, pairs), (self.count, self.count))
         forest = minimum_spanning_tree(between)
         kept = forest.data.astype(np.int64) - 1
         self._edges.append(np.stack([starts[kept], ends[kept]], axis=1))
