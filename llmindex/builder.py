@@ -149,9 +149,10 @@ def build(
     listed = _listed(sources)
     _check_options(listed, factory, recall, memory)
     with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
-        from llmindex.encode import helpers  # not before the corpus has proved readable: torch takes seconds to load
-
         path = _place(index, opened)
+        resuming.check_place(path, overwrite)
+        from llmindex.encode import helpers  # not before what needs no model is refused: torch takes seconds to load
+
         model = helpers.load(encoder)
         if overwrite and resuming.is_begun(path, opened, model, vector_dtype, on_progress):
             overwrite = False

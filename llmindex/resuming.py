@@ -12,14 +12,28 @@ from llmindex.corpus import Corpus
 from llmindex.errors import CorpusError, LlmindexError, SpecMismatch, UsageError
 from llmindex.folder import is_index
 from llmindex.progress import ProgressCallback
+from llmindex.store.files import check_folder, check_name
 from llmindex.store.manifest import CorpusRecord, EncoderRecord, Manifest, VectorDtype
 from llmindex.store.verify import verify
-from llmindex.store.writer import VectorWriter
+from llmindex.store.writer import VectorWriter, check_replaceable
 
 if TYPE_CHECKING:
     from llmindex.encode.encoder import Encoder
 
 logger = logging.getLogger(__name__)
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Refuse a place where :func:`writer` can neither create an index nor open one, before a model is loaded for it.
+
+    Raises:
+        UsageError: there is something else.
+        StorageError: nothing can be written there.
+    """
+    check_name(path)
+    check_folder(path)
+    if overwrite or not is_index(path):
+        check_replaceable(path, overwrite)
 
 
 def writer(path: Path, corpus: Corpus, encoder: "Encoder", vector_dtype: VectorDtype, overwrite: bool) -> VectorWriter:

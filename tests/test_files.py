@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmindex.errors import IndexLocked, StorageError
-from llmindex.store.files import check_writable, lock, replacing
+from llmindex.errors import IndexLocked, StorageError, UsageError
+from llmindex.store.files import check_folder, check_writable, lock, make_folder, replacing
 
 
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
@@ -75,6 +75,23 @@ def test_whether_a_file_can_be_written_is_seen_without_writing_it(tmp_path: Path
     with pytest.raises(StorageError, match="out/in: Not a directory"):
         check_writable(path / "in")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_and_leaves_none_above_it(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a/b/c")
+    check_folder(tmp_path)
+    (tmp_path / "file").touch()
+    for folder, why in (("c" * 300, "File name too long"), ("file/c", "Not a directory")):
+        for refusing in (check_folder, make_folder):
+            with pytest.raises(StorageError, match=rf"^cannot write .*{why}$"):
+                refusing(tmp_path / folder)
+    with pytest.raises(UsageError, match="file is a file; choose another path"):
+        check_folder(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    make_folder(tmp_path / "a")
+    with pytest.raises(StorageError, match="File name too long"):
+        make_folder(tmp_path / f"a/b/{'c' * 300}")
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_no_link_is_followed_to_be_written(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Crash-safe files: a file is there whole or not at all, and a disk that refuses is answered in one line."""
 
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -135,12 +137,41 @@ def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, unless it is there.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk refused; of the folders above it none is left behind.
     """
+    above = []
     try:
+        above = [each for each in folder.parents if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        for each in above:  # none that anything is in
+            with suppress(OSError):
+                each.rmdir()
         raise storage_error(folder, error) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before any work is done for it, a folder that cannot be made, or that nothing can be written in.
+
+    Raises:
+        UsageError: it is a file.
+        StorageError: with what stands in the way.
+    """
+    for there in (folder, *folder.parents):
+        try:
+            in_the_way = not stat.S_ISDIR(there.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise storage_error(folder, error) from error
+        if in_the_way and there == folder:
+            raise UsageError(f"{folder} is a file; choose another path")
+        if in_the_way:
+            raise storage_error(folder, OSError(errno.ENOTDIR, ""))
+        if not os.access(there, os.W_OK | os.X_OK):
+            read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+            raise storage_error(folder, OSError(errno.EROFS if read_only else errno.EACCES, ""))
+        return
 
 
 def make_own_folder(folder: Path) -> None:

@@ -124,11 +124,11 @@ class VectorWriter:
         folder = Path(path)
         check_name(folder)
         manifest = Manifest.new(encoder, corpus, vector_dtype)
-        _check_replaceable(folder, overwrite)
+        check_replaceable(folder, overwrite)
         with ExitStack() as stack:
             make_folder(folder)
             stack.enter_context(lock(folder))
-            _check_replaceable(folder, overwrite)  # another process may have been faster
+            check_replaceable(folder, overwrite)  # another process may have been faster
             _make_folders(folder)
             # From here on the old files are leftovers, and readers that have them open keep them.
             manifest.save(folder)
@@ -387,7 +387,7 @@ def _check_vectors(documents: pa.Table, vectors: Vectors, dim: int, unit: bool) 
         raise ModelError(f'the model gave document "{who}" {fault}; try --dtype float32')
 
 
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
+def check_replaceable(folder: Path, overwrite: bool) -> None:
     """Start only where nothing gets lost that the user has not given up."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another path for the index")

@@ -286,16 +286,20 @@ UNREADABLE = {
 }
 
 
+def without_roots_rights() -> list[str]:
+    """What a command line begins with: root reads and writes what nobody may, but for this."""
+    if os.geteuid():
+        return []
+    if setpriv := shutil.which("setpriv"):
+        return [setpriv, "--inh-caps=-all", "--bounding-set=-all"]
+    pytest.skip("root may do anything")
+
+
 @pytest.mark.parametrize("command", list(UNREADABLE.values()), ids=UNREADABLE)
 def test_a_file_that_may_not_be_read_is_told_of_in_the_same_words_by_every_command(
     command: tuple[str, ...], tmp_path: Path
 ) -> None:
-    if os.geteuid():
-        as_anybody = []
-    elif setpriv := shutil.which("setpriv"):  # root reads what nobody may, but for this
-        as_anybody = [setpriv, "--inh-caps=-all", "--bounding-set=-all"]
-    else:
-        pytest.skip("root may read anything")
+    as_anybody = without_roots_rights()
     write(tmp_path, "docs.jsonl", '{"text": "a text"}\n')
     *arguments, name = (part.format("closed") for part in command)
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -305,10 +309,24 @@ def test_a_file_that_may_not_be_read_is_told_of_in_the_same_words_by_every_comma
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"Error: cannot read {name}: Permission denied\n")
 
 
-@pytest.mark.parametrize("command", [MISSING["build"], MISSING["train"]], ids=["build", "train"])
-def test_what_needs_no_model_is_refused_before_torch_is_loaded(command: tuple[str, ...], tmp_path: Path) -> None:
-    program = "import sys; from llmindex_cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    arguments = [part.format("missing") for part in command]
-    run = [sys.executable, "-c", program, *arguments]
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("build", "missing"), "no such file: missing"),
+        (("train", "missing", "-o", "run"), "no such file: missing"),
+        (("build", "docs.jsonl", "-o", "closed/x"), "cannot write closed/x: Permission denied"),
+        (("build", "docs.jsonl", "-o", "docs.jsonl"), "docs.jsonl is a file; choose another path"),
+        (("build", "docs.jsonl", "-o", "."), ". is neither empty nor an index"),
+    ],
+    ids=["build", "train", "closed", "file", "folder"],
+)
+def test_what_needs_no_model_is_refused_before_torch_is_loaded(
+    command: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "docs.jsonl", '{"text": "a text"}\n')
+    (tmp_path / "closed").mkdir(mode=0)
+    program = "import sys; from llmindex_cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    run = [*without_roots_rights(), sys.executable, "-c", program, *command]
     ended = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=180)
-    assert ended.stdout == "1 False\n", ended.stderr
+    assert ended.stdout == "False\n", ended.stderr
+    assert ended.stderr.startswith(f"Error: {said}")
