@@ -1,14 +1,18 @@
 """Training as a Python program asks for it: what it hands over, and what it gets back as it was."""
 
+import math
+import random
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from llmindex import Encoder
 from llmindex.errors import RecipeError, UsageError
 from llmindex_training import mining, trainer
 from llmindex_training import pairs as pair_files
@@ -61,3 +65,45 @@ def test_pairs_files_in_whatever_holds_them(pairs: Path, tmp_path: Path) -> None
             pair_files.read(none)
     with pytest.raises(UsageError, match=r"^no pairs are named; name a Parquet file$"):
         mining.mine([], tmp_path / "x", tmp_path / "out.parquet")
+
+
+@dataclass
+class Falling:
+    """A score of someone's own."""
+
+    values: list[Any]
+    identity: str = "falling"
+
+    def __call__(self, encoder: Encoder) -> float:
+        value: float = self.values.pop(0)
+        return value
+
+
+def test_a_score_of_numpys(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    score = Falling([np.float32(0.5), np.float64(0.25), np.int64(0)])
+    report = trainer.train(pairs, tmp_path / "run", tiny_recipe(tiny_model, "optim.steps=8"), score=score)
+    assert (report.scores, report.kept_steps) == ({0: 0.5, 4: 0.25, 8: 0.0}, (4,))
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, np.float32("nan")])
+def test_a_score_that_compares_nothing(value: float, pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^the score \(falling\) is (nan|-inf): checkpoints are compared by finite"):
+        trainer.train(pairs, tmp_path / "run", tiny_recipe(tiny_model), score=Falling([value] * 9))
+    assert not (tmp_path / "run").exists()
+
+
+def drawn() -> tuple[float, float, float]:
+    return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002 - a program may
+
+
+def test_a_programs_random_numbers_stay_its_own(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    wanted = [drawn(), drawn()]
+    random.setstate(before[0])
+    np.random.set_state(before[1])  # noqa: NPY002
+    torch.set_rng_state(before[2])
+    trainer.train(pairs, tmp_path / "run", tiny_recipe(tiny_model, "optim.steps=2"))
+    assert drawn() == wanted[0]
+    with pytest.raises(UsageError):
+        trainer.train(pairs, tmp_path / "other", tiny_recipe(tiny_model), score=Falling([0.5, math.nan]))
+    assert drawn() == wanted[1]

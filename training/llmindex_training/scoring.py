@@ -5,6 +5,7 @@ the score that it was started with.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmindex.encode.encoder import Encoder
+from llmindex.errors import UsageError
 from llmindex_training.evaluate_clustering import kmeans_v_measure
 from llmindex_training.evaluation_data import LabelledTexts
 from llmindex_training.pairs import PAIR, TEXT
@@ -27,6 +29,18 @@ class CheckpointScore(Protocol):
 
     def __call__(self, encoder: Encoder) -> float:
         """The score of the encoder as it is now."""
+
+
+def measured(score: CheckpointScore, encoder: Encoder) -> float:
+    """The score of the encoder as it is now, a number of Python's.
+
+    Raises:
+        UsageError: it is not finite: no checkpoint is better or worse than that.
+    """
+    value = float(score(encoder))
+    if not math.isfinite(value):
+        raise UsageError(f"the score ({score.identity}) is {value}: checkpoints are compared by finite numbers alone")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from llmindex.encode.encoder import Encoder
 from llmindex.errors import CorruptStore, Interrupted, MissingPackage, ModelError, NotFinite, RecipeError, StorageError
 from llmindex.progress import ProgressCallback
 from llmindex.store.files import check_name, refused
-from llmindex_training import adapter, distributed
+from llmindex_training import adapter, distributed, random_states, scoring
 from llmindex_training import pairs as pair_files
 from llmindex_training import recipe as recipes
 from llmindex_training import step as training_step
@@ -38,6 +38,7 @@ from llmindex_training.scoring import CheckpointScore, HeldOutPairs
 logger = logging.getLogger(__name__)
 
 
+@random_states.kept()
 def train(
     files: str | Path | Iterable[str | Path],
     run: str | Path,
@@ -215,10 +216,11 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
 
         Raises:
             ModelError: its vectors are not finite.
+            UsageError: its score is not.
         """
         self._encoder.backbone.model.eval()
         with self.blamed():
-            value = self._score(self._encoder) if self._score is not None else math.nan
+            value = scoring.measured(self._score, self._encoder) if self._score is not None else math.nan
         metrics = {f"{metric_key_prefix}_score": value}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
