@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from llmindex import Encoder
+from llmindex import Encoder, EncoderOptions
 from llmindex.errors import RecipeError, UsageError
-from llmindex_training import mining, trainer
+from llmindex_training import evaluation_data, mining, trainer
 from llmindex_training import pairs as pair_files
 from llmindex_training import recipe as recipes
+from llmindex_training.evaluate_clustering import evaluate_clustering
+from llmindex_training.evaluate_retrieval import evaluate_retrieval
+from llmindex_training.evaluate_sts import evaluate_sts
+from llmindex_training.evaluation_data import EvaluationSet, LabelledTexts, RetrievalSet, SentencePairs
 from llmindex_training.recipe import Loss, Optim, Recipe
+from llmindex_training.sweep import Grid, sweep
 from tests.training_runs import COUNT, tiny_recipe, write_pairs
 
 
@@ -107,3 +113,60 @@ def test_a_programs_random_numbers_stay_its_own(pairs: Path, tiny_model: Path, t
     with pytest.raises(UsageError):
         trainer.train(pairs, tmp_path / "other", tiny_recipe(tiny_model), score=Falling([0.5, math.nan]))
     assert drawn() == wanted[1]
+
+
+TEXTS = [f"The {topic} of day {n}" for n in range(6) for topic in ("goal", "vote")]
+LABELLED = LabelledTexts("labelled", TEXTS, np.arange(12) % 2, 2)
+JUDGED = RetrievalSet("judged", [f"d{n}" for n in range(12)], TEXTS, ["goal", "vote"], [{"d0": 1.0}, {"d1": 1.0}])
+ALIKE = SentencePairs("alike", TEXTS, TEXTS[::-1], np.arange(12.0))
+GRID = Grid(("none",), ("mean",))
+
+
+def test_sets_from_a_generator(tiny_model: Path) -> None:
+    encoder = Encoder.load(str(tiny_model), device="cpu", dtype="float32")
+    options = EncoderOptions(str(tiny_model), device="cpu", dtype="float32")
+    assert evaluate_clustering(encoder, iter([LABELLED])) == evaluate_clustering(encoder, [LABELLED])
+    assert evaluate_retrieval(encoder, iter([JUDGED])) == evaluate_retrieval(encoder, [JUDGED])
+    assert evaluate_sts(encoder, iter([ALIKE])) == evaluate_sts(encoder, [ALIKE])
+    mixed: list[EvaluationSet] = [ALIKE, JUDGED]
+    assert sweep(options, iter(mixed), GRID) == sweep(options, mixed, GRID)
+
+
+def test_sets_that_nothing_can_be_said_of(tiny_model: Path) -> None:
+    """Scores by name would be those of the last of its name."""
+    options, none = EncoderOptions(str(tiny_model), device="cpu", dtype="float32"), Encoder.__new__(Encoder)
+    twice = r'^two sets have the name "labelled"; read them with different names$'
+    for sets, why in (([LABELLED, LABELLED], twice), ([], "^no sets are named: there is nothing to score$")):
+        with pytest.raises(UsageError, match=why):
+            evaluate_clustering(none, sets)
+        with pytest.raises(UsageError, match=why):
+            sweep(options, sets, GRID)
+    with pytest.raises(UsageError, match=r"^two sets have the name"):
+        evaluate_sts(none, [ALIKE, replace(LABELLED, name="x"), ALIKE])  # type: ignore[list-item]
+    for seeds, why in ((0, "at least 1"), (1.5, "a whole number")):
+        with pytest.raises(UsageError, match=rf"^--seeds {seeds} must be {why}$"):
+            evaluate_clustering(none, [LABELLED], seeds=seeds)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=rf"^--seeds {seeds} must be {why}$"):
+            sweep(options, [LABELLED], GRID, seeds=seeds)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^-k 0 must be at least 1$"):
+        evaluate_retrieval(none, [JUDGED], k=0)
+
+
+def test_sets_are_read_by_the_names_of_files(tmp_path: Path) -> None:
+    labelled, alike, judged = tmp_path / "labelled.parquet", tmp_path / "alike.parquet", tmp_path / "judged"
+    pq.write_table(pa.table({"text": TEXTS, "label": ["a", "b"] * 6}), labelled)
+    pq.write_table(pa.table({"sentence1": TEXTS, "sentence2": TEXTS, "score": range(12)}), alike)
+    judged.mkdir()
+    pq.write_table(pa.table({"id": ["d0"], "text": ["goal"]}), judged / "corpus.parquet")
+    pq.write_table(pa.table({"id": ["q0"], "text": ["goal"]}), judged / "queries.parquet")
+    pq.write_table(pa.table({"query_id": ["q0"], "doc_id": ["d0"], "score": [1]}), judged / "qrels.parquet")
+    sample: Any = np.int64(4)
+    for path, read in (
+        (labelled, evaluation_data.read_clustering),
+        (alike, evaluation_data.read_sts),
+        (judged, evaluation_data.read_retrieval),
+    ):
+        sizes = {evaluation_data.read_any(each, sample=sample).size for each in (path, str(path))}
+        assert sizes == {read(str(path), sample=sample).size} <= {4, 8, 2}
+        with pytest.raises(UsageError, match=r"^--sample 2.5 must be a whole number$"):
+            read(path, sample=2.5)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ is what `llmindex cluster` does by default, and texts that it leaves as noise co
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from llmindex.metrics import Codes, ami, noise_share, v_measure
 from llmindex.progress import ProgressCallback
 from llmindex.records import Rows, Vectors
 from llmindex_training.evaluate import Embedder, Encoding, Measure, Score, scores_of
-from llmindex_training.evaluation_data import LabelledTexts
+from llmindex_training.evaluation_data import LabelledTexts, listed
+from llmindex_training.whole import at_least_one
 
 SEEDS = 5
 BATCH = 512
@@ -23,7 +24,7 @@ BATCH = 512
 
 def evaluate_clustering(
     encoder: Embedder,
-    sets: Sequence[LabelledTexts],
+    sets: Iterable[LabelledTexts],
     *,
     baseline: Embedder | None = None,
     seeds: int = SEEDS,
@@ -39,7 +40,11 @@ def evaluate_clustering(
             chance in AMI, and dense to HDBSCAN: these have none.
         seeds: k-means runs.
         on_progress: told of the stage "encode".
+
+    Raises:
+        UsageError: there is no set, two have the same name, or there are no seeds.
     """
+    sets, seeds = listed(sets), at_least_one("--seeds", seeds)
     encoders = [encoder] if baseline is None else [encoder, baseline]
     encode = Encoding(len(encoders) * sum(each.size for each in sets), on_progress)
     measured = [

@@ -6,7 +6,7 @@ exactly, "stored" the vectors as the index stores them, "index" asks FAISS as a 
 against the first is the quantiser's doing, what the third loses against the second that of approximate search.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,8 @@ from llmindex.metrics import Scores as PerQuery
 from llmindex.progress import ProgressCallback
 from llmindex.records import Rows, Vectors
 from llmindex_training.evaluate import Embedder, Encoding, Measure, Score, scores_of
-from llmindex_training.evaluation_data import RetrievalSet
+from llmindex_training.evaluation_data import RetrievalSet, listed
+from llmindex_training.whole import at_least_one
 
 K = 10
 DEPTH = 100
@@ -68,7 +69,7 @@ class IndexEvaluation:
 
 def evaluate_retrieval(
     encoder: Embedder,
-    sets: Sequence[RetrievalSet],
+    sets: Iterable[RetrievalSet],
     *,
     baseline: Embedder | None = None,
     k: int = K,
@@ -82,7 +83,11 @@ def evaluate_retrieval(
         baseline: who is measured beside; differences then have a confidence interval, in which queries are sampled.
         k: how many hits recall counts.
         on_progress: told of the stage "encode".
+
+    Raises:
+        UsageError: there is no set, two have the same name, or k is below 1.
     """
+    sets, k = listed(sets), at_least_one("-k", k)
     encoders = [encoder] if baseline is None else [encoder, baseline]
     encode = Encoding(len(encoders) * sum(each.size for each in sets), on_progress)
     measured = [
@@ -118,7 +123,9 @@ def evaluate_index(
         CorpusError: the index holds none of the judged documents, or another text under the id of a document.
         StaleIndex: the index has no FAISS index of its vectors.
         ModelError: its encoder is not there any more.
+        UsageError: k is below 1.
     """
+    k = at_least_one("-k", k)
     # Before any text is embedded, as both may refuse.
     vector_index, encoder, depth = VectorIndex.load(index.store), index.searcher.encoder, max(k, DEPTH)
     ids, texts = _documents(index)

@@ -1,6 +1,6 @@
 """How well cosines agree with what people say of the likeness of two sentences: Spearman's correlation of ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -8,12 +8,12 @@ from llmindex.metrics import spearman
 from llmindex.progress import ProgressCallback
 from llmindex.records import Rows, Vectors
 from llmindex_training.evaluate import Embedder, Encoding, Measure, Score, scores_of
-from llmindex_training.evaluation_data import SentencePairs
+from llmindex_training.evaluation_data import SentencePairs, listed
 
 
 def evaluate_sts(
     encoder: Embedder,
-    sets: Sequence[SentencePairs],
+    sets: Iterable[SentencePairs],
     *,
     baseline: Embedder | None = None,
     on_progress: ProgressCallback | None = None,
@@ -25,7 +25,11 @@ def evaluate_sts(
         sets: sentence pairs with scores.
         baseline: who is measured beside; differences then have a confidence interval, in which pairs are sampled.
         on_progress: told of the stage "encode".
+
+    Raises:
+        UsageError: there is no set, or two have the same name.
     """
+    sets = listed(sets)
     encoders = [encoder] if baseline is None else [encoder, baseline]
     encode = Encoding(len(encoders) * sum(each.size for each in sets), on_progress)
     measured = [

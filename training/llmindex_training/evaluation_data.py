@@ -6,9 +6,10 @@ Three layouts: a clustering file has the columns ``text`` and ``label``; a sente
 A set that has been read is whole: no null, two classes or more, every judgement about a known query and document.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from llmindex.errors import CorpusError, UsageError
 from llmindex.metrics import Codes
 from llmindex_training import text_columns
+from llmindex_training.whole import at_least_one
 
 TEXT, LABEL = "text", "label"
 PAIR_COLUMNS = ("sentence1", "sentence2", "score")
@@ -94,6 +96,23 @@ class SentencePairs:
 
 EvaluationSet = LabelledTexts | RetrievalSet | SentencePairs
 
+AnySet = TypeVar("AnySet", LabelledTexts, RetrievalSet, SentencePairs, EvaluationSet)
+
+
+def listed(sets: Iterable[AnySet]) -> list[AnySet]:
+    """Sets to be scored side by side, however they are held; their names tell their scores apart.
+
+    Raises:
+        UsageError: there is none, or two have the same name.
+    """
+    found = list(sets)
+    if not found:
+        raise UsageError("no sets are named: there is nothing to score")
+    names = [each.name for each in found]
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise UsageError(f'two sets have the name "{twice[0]}"; read them with different names')
+    return found
+
 
 def set_names(paths: Sequence[Path]) -> list[str]:
     """A name for each set: the file's stem or the folder's name; the whole path where two would be the same.
@@ -109,7 +128,7 @@ def set_names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_clustering(
-    path: Path, *, name: str | None = None, label_column: str = LABEL, sample: int | None = None, seed: int = 0
+    path: str | Path, *, name: str | None = None, label_column: str = LABEL, sample: int | None = None, seed: int = 0
 ) -> LabelledTexts:
     """Read a labelled file.
 
@@ -123,6 +142,7 @@ def read_clustering(
     Raises:
         CorpusError: it cannot be read, lacks a column, or holds fewer than two classes.
     """
+    path = Path(path)
     table = _read(path)
     texts = _strings(table, TEXT, path)
     labels = _strings(table, label_column, path, _OTHER_LABELS if label_column == LABEL else "")
@@ -138,7 +158,7 @@ def read_clustering(
 
 
 def read_sts(
-    path: Path, *, name: str | None = None, split: str = "test", sample: int | None = None, seed: int = 0
+    path: str | Path, *, name: str | None = None, split: str = "test", sample: int | None = None, seed: int = 0
 ) -> SentencePairs:
     """Read a file of sentence pairs.
 
@@ -152,6 +172,7 @@ def read_sts(
     Raises:
         CorpusError: it cannot be read, lacks a column or the split, or all its scores are equal.
     """
+    path = Path(path)
     table = _read(path)
     if "split" in table.column_names:
         splits = _strings(table, "split", path)
@@ -169,7 +190,9 @@ def read_sts(
     return SentencePairs(name or path.stem, [first[row] for row in rows], [second[row] for row in rows], scores[rows])
 
 
-def read_retrieval(folder: Path, *, name: str | None = None, sample: int | None = None, seed: int = 0) -> RetrievalSet:
+def read_retrieval(
+    folder: str | Path, *, name: str | None = None, sample: int | None = None, seed: int = 0
+) -> RetrievalSet:
     """Read a retrieval folder; queries without a relevant document are left out.
 
     Args:
@@ -183,6 +206,7 @@ def read_retrieval(folder: Path, *, name: str | None = None, sample: int | None 
         CorpusError: a file cannot be read or lacks a column, an id comes twice, a judgement names an unknown query
             or document, or no document is relevant.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise CorpusError(f"there is no folder {folder}; name one that holds {', '.join(RETRIEVAL_FILES)}")
     corpus, queries, qrels = (folder / file for file in RETRIEVAL_FILES)
@@ -210,12 +234,13 @@ def read_retrieval(folder: Path, *, name: str | None = None, sample: int | None 
     )
 
 
-def read_any(path: Path, *, name: str | None = None, sample: int | None = None, seed: int = 0) -> EvaluationSet:
+def read_any(path: str | Path, *, name: str | None = None, sample: int | None = None, seed: int = 0) -> EvaluationSet:
     """Read a set of whichever layout it has: a folder is retrieval, a file with ``sentence1`` pairs, else clustering.
 
     Raises:
         CorpusError: as the reader of that layout.
     """
+    path = Path(path)
     if path.is_dir():
         return read_retrieval(path, name=name, sample=sample, seed=seed)
     with text_columns.open_file(path) as file:
@@ -266,10 +291,8 @@ def _by_id(table: pa.Table, texts: Sequence[str], path: Path) -> dict[str, str]:
 
 def _sampled(count: int, sample: int | None, seed: int) -> list[int]:
     """Row numbers: all in their order, or so many of a seeded permutation."""
-    if sample is None or sample >= count:
+    if sample is None or at_least_one("--sample", sample) >= count:
         return list(range(count))
-    if sample < 1:
-        raise UsageError(f"--sample {sample} must be at least 1")
     rows: list[int] = np.random.default_rng(seed).permutation(count)[:sample].tolist()
     return rows
 

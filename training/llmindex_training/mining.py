@@ -28,6 +28,7 @@ from llmindex.store.reader import VectorStore
 from llmindex_training import pairs as pair_files
 from llmindex_training import text_columns
 from llmindex_training.pairs import NEGATIVE, PAIR, TEXT
+from llmindex_training.whole import at_least_one
 
 DEFAULT_K = 30
 DEFAULT_MARGIN = 0.05
@@ -101,6 +102,7 @@ def mine(
         LlmindexError: the index or its model is not there or not usable; see :func:`llmindex.open`.
     """
     started = time.perf_counter()
+    k, negatives = at_least_one("-k", k), at_least_one("--negatives", negatives)
     _check_options(k, margin, negatives)
     sources = pair_files.listed(files)
     path = Path(output)
@@ -252,10 +254,6 @@ class _Miner:
 
 
 def _check_options(k: int, margin: float, negatives: int) -> None:
-    if k < 1:
-        raise UsageError(f"-k {k} must be at least 1")
-    if negatives < 1:
-        raise UsageError(f"--negatives {negatives} must be at least 1")
     if negatives > k:
         raise UsageError(f"--negatives {negatives} cannot come from the {k} nearest documents; raise -k")
     if not 0 <= margin <= 2:

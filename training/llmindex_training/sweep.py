@@ -8,7 +8,7 @@ a sweep that does not beat it is no reason to change anything.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +27,9 @@ from llmindex_training.evaluate import Encoding
 from llmindex_training.evaluate_clustering import SEEDS, kmeans_v_measure
 from llmindex_training.evaluate_retrieval import retrieval_measures
 from llmindex_training.evaluate_sts import sts_measure
-from llmindex_training.evaluation_data import EvaluationSet, LabelledTexts, RetrievalSet
+from llmindex_training.evaluation_data import EvaluationSet, LabelledTexts, RetrievalSet, listed
 from llmindex_training.readings import Read, Reader
+from llmindex_training.whole import at_least_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Candidate:
 
 def sweep(
     options: EncoderOptions,
-    sets: Sequence[EvaluationSet],
+    sets: Iterable[EvaluationSet],
     grid: Grid,
     *,
     seeds: int = SEEDS,
@@ -107,18 +108,20 @@ def sweep(
         on_progress: told of the stage "encode", whose total counts each text once for each forward.
 
     Raises:
-        UsageError: the model has no such layer, or the prompt leaves no room for a text.
+        UsageError: the model has no such layer, the prompt leaves no room for a text, there is no set, two have the
+            same name, or there are no seeds.
         ModelError: the model cannot be loaded.
     """
-    return _Sweep(options, sets, grid, seeds, on_progress).run()
+    return _Sweep(options, listed(sets), grid, at_least_one("--seeds", seeds), on_progress).run()
 
 
-def check_replaceable(file: Path) -> None:
+def check_replaceable(file: str | Path) -> None:
     """Refuse to write over anything but an encoder.json that a sweep may have written.
 
     Raises:
         UsageError: the file is there and something else, or the one that belongs to an adapter.
     """
+    file = Path(file)
     if not file.exists():
         return
     if file.name == adapters.SPEC_NAME and adapters.is_adapter(file.parent):
@@ -129,13 +132,13 @@ def check_replaceable(file: Path) -> None:
         raise UsageError(f"{file} is there and is no encoder.json; write to another file with -o") from error
 
 
-def save_spec(spec: EncoderSpec, file: Path) -> None:
+def save_spec(spec: EncoderSpec, file: str | Path) -> None:
     """Write an encoder.json, which ``--model`` takes.
 
     Raises:
         StorageError: the disk refused; the file is as it was.
     """
-    with replacing(file) as temporary:
+    with replacing(Path(file)) as temporary:
         temporary.write_text(json.dumps(spec.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
