@@ -153,9 +153,9 @@ def draw(path: Path, data: MapData) -> None:
             _save(figure(data), temporary)
 
 
-def sample_rows(labels: NDArray[np.int32], limit: int, seed: int = 0) -> Rows:
+def sample_rows(labels: NDArray[np.int32], limit: int) -> Rows:
     """Return at most ``limit`` rows, sorted, each cluster and the noise in proportion and with one point at least."""
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = np.random.default_rng(0).permutation(len(labels))
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
     _, starts, sizes = np.unique(labels[by_label], return_index=True, return_counts=True)
     # A row's place in its cluster's random order, as a share of the cluster: the lowest shares are taken from all.
@@ -288,13 +288,13 @@ def figure(data: MapData) -> "Figure":
     _scatter(axes, data, colors_of(centers))
     _headline(canvas, data)
     axes.apply_aspect()  # now, for names find their room in pixels
-    with _any_script():
+    with any_script():
         _name_clusters(canvas, axes, data, centers)
     return canvas
 
 
 @contextmanager
-def _any_script() -> Iterator[None]:
+def any_script() -> Iterator[None]:
     """Let a script that no installed font has be drawn as boxes, without a warning for each letter."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
@@ -302,7 +302,7 @@ def _any_script() -> Iterator[None]:
 
 
 def _save(image: "Figure", path: Path) -> None:
-    with _any_script():
+    with any_script():
         # The metadata would name matplotlib's version, and differ where the picture does not.
         image.savefig(path, format="png", metadata={"Software": None})
 
@@ -324,7 +324,7 @@ def _headline(canvas: "Figure", data: MapData) -> None:
     counts = counts_of(data)
     if len(data) < data.documents:
         counts += f"; drawn: a sample of {len(data):,}"
-    style: dict[str, Any] = {"ha": "left", "va": "baseline", "parse_math": False, "usetex": False, "family": _fonts()}
+    style: dict[str, Any] = {"ha": "left", "va": "baseline", "parse_math": False, "usetex": False, "family": fonts()}
     canvas.text(0.03, 0.95, _shorten(data.title, 80), size=19, weight="bold", color=INK, **style)
     canvas.text(0.03, 0.92, counts, size=11.5, color="#666c75", **style)
 
@@ -335,7 +335,7 @@ def _name_clusters(canvas: "Figure", axes: "Axes", data: MapData, centers: NDArr
 
     taken: list[Bbox] = []
     halo = [withStroke(linewidth=2.6, foreground="white", alpha=0.85)]
-    style: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False, "usetex": False, "family": _fonts()}
+    style: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False, "usetex": False, "family": fonts()}
     style |= {"size": 9, "weight": "bold", "color": INK, "path_effects": halo, "textcoords": "offset points"}
     for cluster, center in list(zip(data.clusters, centers.tolist(), strict=True))[:LABELED]:
         text = axes.annotate(_shorten(" · ".join(cluster.keywords[:2]), NAME_CHARACTERS), center, (0, 0), **style)
@@ -359,7 +359,7 @@ def _free_place(text: "Annotation", image: "Figure", taken: "Sequence[Bbox]") ->
 
 
 @functools.cache
-def _fonts() -> list[str]:
+def fonts() -> list[str]:
     """Return matplotlib's own font, and whatever is installed for the scripts that it lacks."""
     from matplotlib import font_manager
 

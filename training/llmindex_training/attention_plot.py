@@ -1,13 +1,11 @@
 """A picture of the pooled token's attention: a bar a token, prompt and text in two colours, base above adapted."""
 
 import importlib.util
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llmindex.cluster.map import FALLBACK_FONTS
+from llmindex.cluster.map import any_script, fonts
 from llmindex.errors import MissingPackage, UsageError
 from llmindex.store.files import replacing
 from llmindex_training.attention import AttentionReport, TokenAttention
@@ -57,7 +55,7 @@ def write_plot(path: Path, report: AttentionReport) -> None:
         raise UsageError(f"--plot {path}: there is a bar a token, so one text alone can be drawn")
     if all(token.part == "first" for token in report.tokens):
         raise UsageError(f"--plot {path}: the first token is left out, and this text has no other; give a longer one")
-    with replacing(path) as temporary, _any_script():
+    with replacing(path) as temporary, any_script():
         figure(report).savefig(temporary, format="png", metadata={"Software": None})
 
 
@@ -88,7 +86,7 @@ def figure(report: AttentionReport) -> "Figure":
         axes.set_title(f"{name}: {shares.prompt_share:.0%} on the prompt, {shares.text_share:.0%} on the text", size=10)
     rows[-1].set_xticks(range(len(shown)), [_label(token) for token in shown], rotation=90, size=8)
     for label in rows[-1].get_xticklabels():
-        label.set(parse_math=False, family=_fonts())
+        label.set(parse_math=False, family=fonts())
     rows[0].legend(fontsize=8, frameon=False)
     canvas.supylabel(f"attention, layer {report.layer} of {report.layers}", size=9)
     return canvas
@@ -106,18 +104,3 @@ def _draw(axes: "Axes", tokens: Sequence[TokenAttention], heights: Sequence[floa
 def _label(token: TokenAttention) -> str:
     shown = token.shown
     return shown if len(shown) <= _TOKEN_CHARACTERS else f"{shown[: _TOKEN_CHARACTERS - 1]}…"
-
-
-@contextmanager
-def _any_script() -> Iterator[None]:
-    """Let a script that no installed font has be drawn as boxes, without a warning for each letter."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
-
-
-def _fonts() -> list[str]:
-    from matplotlib import font_manager
-
-    installed = set(font_manager.get_font_names())
-    return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
