@@ -95,7 +95,7 @@ def measure(store: VectorStore, index: VectorIndex, rounds: int) -> list[dict[st
         start = time.process_time()
         mask = qualifying(store, condition).mask
         seconds = time.process_time() - start
-        filtered = index.filters(store).of(condition)
+        filtered = index.filters().of(condition)
         true = exact(store, queries, mask)
         table.append(
             {

@@ -110,13 +110,9 @@ class VectorIndex:
             scores, rows = nearest_of(self._store, queries, rows, k)
         return Neighbors.ordered(scores, rows)
 
-    def filters(self, store: VectorStore) -> Filters:
-        """For searches among some of its vectors.
-
-        Args:
-            store: what it was loaded from.
-        """
-        return Filters(self._index, store, self._rescored)
+    def filters(self) -> Filters:
+        """For searches among some of its vectors."""
+        return Filters(self._index, self._store, self._rescored)
 
     @cached_property
     def _can_widen(self) -> bool:

@@ -189,7 +189,7 @@ class Filters:
         rescored: as for :class:`FilteredIndex`.
     """
 
-    def __init__(self, index: Index, store: VectorStore, rescored: int = 0) -> None:
+    def __init__(self, index: Index, store: VectorStore, rescored: int) -> None:
         self._index = index
         self._store = store
         self._rescored = rescored

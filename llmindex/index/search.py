@@ -36,7 +36,7 @@ class Searcher:
         """
         self._store = store
         self._index = VectorIndex.load(store)
-        self._filters = self._index.filters(store)
+        self._filters = self._index.filters()
         self._load_encoder = load_encoder
         self._encoder: Encoder | None = None
         self._loading = threading.Lock()
