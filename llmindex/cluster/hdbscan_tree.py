@@ -79,10 +79,11 @@ def _selected(condensed: NDArray[np.void], labels: Rows) -> Rows:
     parent = dict(zip(inner["child"].tolist(), inner["parent"].tolist(), strict=True))
     size = dict(zip(inner["child"].tolist(), inner["child_size"].tolist(), strict=True))
     points = condensed[condensed["child_size"] == 1]
+    points = points[labels[points["child"]] >= 0]
     label = labels[points["child"]]
-    members = np.bincount(label[label >= 0], minlength=0)
+    members = np.bincount(label)
     nodes = np.full(len(members), np.iinfo(np.int64).max)
-    np.minimum.at(nodes, label[label >= 0], points["parent"][label >= 0])
+    np.minimum.at(nodes, label, points["parent"])
     for each, count in enumerate(members.tolist()):
         while size[int(nodes[each])] < count:
             nodes[each] = parent[int(nodes[each])]

@@ -72,7 +72,7 @@ class ClusterOptions:
     def for_sample(self, step: int) -> "ClusterOptions":
         """Return resolved options for every ``step``-th document alone: a cluster has as many fewer of them."""
         size = self.min_cluster_size or 2
-        return self if step == 1 else replace(self, min_cluster_size=max(2, round(size / step)))
+        return replace(self, min_cluster_size=max(2, round(size / step)))
 
 
 def check_name(name: str) -> None:

@@ -176,7 +176,7 @@ def _of_rows(points: _Points, graph: NeighborGraph) -> NeighborGraph:
     count, width = len(points.place), graph.rows.shape[1]
     rows = np.full((count, width + 1), -1)
     squared = np.full((count, width + 1), np.inf, np.float32)
-    rows[:, :width] = np.where(graph.rows < 0, -1, points.first[graph.rows])[points.place]
+    rows[:, :width] = points.first[graph.rows][points.place]
     squared[:, :width] = graph.squared[points.place]
     first = points.first[points.place]
     again = first != np.arange(count)
