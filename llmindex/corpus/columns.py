@@ -150,7 +150,7 @@ def _checked_type(source: Source, name: str) -> pa.DataType:
 
 
 def _id_by_name(schema: pa.Schema) -> str | None:
-    return next((name for wanted in ("id", "ID", "Id") for name in schema.names if name == wanted), None)
+    return next((name for name in ("id", "ID", "Id") if name in schema.names), None)
 
 
 def _text_by_name(source: Source, id_column: str | None) -> str:

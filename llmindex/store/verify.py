@@ -11,13 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmindex.errors import reindex_command
+from llmindex.folder import open_regular
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.files import files_in, hash_file
-from llmindex.store.manifest import Manifest, ShardRecord
+from llmindex.store.files import files_in, hash_file, hash_values
+from llmindex.store.manifest import IndexRecord, Manifest, ShardRecord
 from llmindex.store.shard import VECTOR, stored_vectors
 
 # float16 keeps a unit vector's length to some 1e-3.
 _UNIT_TOLERANCE = 1e-2
+_CHANGED = "has changed since it was written (its sha256 differs)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def _verify(folder: Path, manifest: Manifest, on_progress: ProgressCallback | No
     for shard in manifest.shards:
         advance(_check_shard(folder, shard, manifest))
     if manifest.index is not None:
-        advance(_check_index(folder, manifest))
+        advance(_check_index(folder, manifest.index, manifest.vectors_id))
     for file in clusterings:
         advance(_check_clustering(file))
     return VerifyReport(total, manifest.count, tuple(problems), tuple(outdated_clusterings(folder, manifest)))
@@ -88,7 +90,8 @@ def outdated_clusterings(folder: Path, manifest: Manifest) -> list[str]:
 def _built_from(clustering: Path) -> str | None:
     """Of which vectors a clustering is; None where its file does not say."""
     try:
-        return str(json.loads(clustering.read_bytes())["built_from"])
+        with open_regular(clustering) as file:
+            return str(json.load(file)["built_from"])
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return None
 
@@ -116,11 +119,11 @@ def _changed(path: Path, size: int | None, sha256: str) -> str | None:
         actual = path.stat().st_size
         if size is not None and actual != size:
             return f"has {actual:,} bytes instead of {size:,}"
-        return None if hash_file(path) == sha256 else "has changed since it was written (its sha256 differs)"
+        return None if hash_file(path) == sha256 else _CHANGED
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"cannot be read ({error.strerror or error})"
 
 
 def _content_faults(path: Path, shard: ShardRecord, manifest: Manifest) -> Iterator[str]:
@@ -147,29 +150,29 @@ def _content_faults(path: Path, shard: ShardRecord, manifest: Manifest) -> Itera
         start += len(batch)
 
 
-def _check_index(folder: Path, manifest: Manifest) -> Iterator[str]:
-    record = manifest.index
-    if record is None:
-        return
+def _check_index(folder: Path, record: IndexRecord, vectors_id: str) -> Iterator[str]:
     path = folder / record.file
     remedy = f"run {reindex_command(folder)}"
     if fault := _changed(path, record.bytes, record.sha256):
         yield f"{path}: {fault}; {remedy}"
-    if record.built_from != manifest.vectors_id:
+    if record.built_from != vectors_id:
         yield f"{path}: was built from other vectors than those stored; {remedy}"
 
 
 def _check_clustering(path: Path) -> Iterator[str]:
     remedy = f"run {_again(path)}"
     try:
-        values: Any = json.loads(path.read_bytes())
+        with open_regular(path) as opened:
+            values: Any = json.load(opened)
         hashes = {str(name): str(sha256) for name, sha256 in values["sha256"].items()}
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         yield f"{path}: is damaged; {remedy}"
         return
     for name, sha256 in sorted(hashes.items()):
         file = path.with_name(Path(name).name)
-        if fault := _changed(file, None, sha256):
+        own = file == path
+        fault = _CHANGED if own and hash_values(values) != sha256 else None if own else _changed(file, None, sha256)
+        if fault:
             yield f"{file}: {fault}; {remedy}"
 
 
