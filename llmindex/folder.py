@@ -1,7 +1,10 @@
 """The names in an index's folder that llmindex gives, and by them whether a folder is an index at all."""
 
 import json
+import os
 import re
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +21,8 @@ _WRITTEN_INDEX_FILE = re.compile(r"faiss/(written|[0-9a-f]{16}-[0-9a-f]{16})\.fa
 def is_index(folder: Path) -> bool:
     """Whether a folder is an index, damaged or not: its manifest says so, or else what lies beside that."""
     try:
-        values = json.loads((folder / MANIFEST_NAME).read_bytes())
+        with open_regular(folder / MANIFEST_NAME) as file:
+            values = json.load(file)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     except (OSError, ValueError, RecursionError):
@@ -28,6 +32,19 @@ def is_index(folder: Path) -> bool:
     shards = (path for path in (folder / "vectors").glob("*") if is_given(f"vectors/{path.name}"))
     begun = all((folder / name).is_dir() for name in ("vectors", "faiss")) and (folder / LOCK_NAME).is_file()
     return begun or any(shards)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to be read; a device or a pipe in its place may have no end, and is none.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is not a regular file")
+    return file
 
 
 def is_given(file: str) -> bool:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmindex.errors import IndexNotFound, LlmindexError, ManifestError, UsageError
+from llmindex.folder import is_index, open_regular
 from llmindex.store.manifest import CorpusRecord, IndexRecord, Manifest, ShardRecord
 from tests.samples import make_encoder
 
@@ -80,6 +82,19 @@ def test_not_json(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_may_have_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "manifest.json").symlink_to("/dev/null")
+    for name in ("pipe", "manifest.json"):
+        with pytest.raises(OSError, match="it is not a regular file"):
+            open_regular(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    with pytest.raises(ManifestError, match=r"^cannot read .*manifest\.json: it is not a regular file$"):
+        Manifest.load(tmp_path)
+    assert not is_index(tmp_path)
+
+
 def with_shard(folder: Path) -> None:
     (folder / "vectors").mkdir()
     (folder / "vectors" / "part-00000.parquet").touch()
@@ -113,6 +128,7 @@ def edit(tmp_path: Path, where: str, value: object) -> None:
         ("shards", {}, r"shards has the wrong type \(dict\)"),
         ("shards.1", 7, r"shards\[1\] is not a JSON object"),
         ("shards.1.rows", -4, r"shards\[1\]\.rows is -4, which cannot be"),
+        ("shards.0.rows", 10**12, r"shards\[0\]\.rows is 10{12}, more than so many bytes hold"),
         ("shards.1.rows", 10**30, r"shards\[1\]\.rows is 10{30}, which cannot be"),
         ("shards.1.rows", 4.0, r"shards\[1\]\.rows has the wrong type \(float\)"),
         ("shards.0.sha256", "AB", r"shards\[0\]\.sha256 is 'AB'"),

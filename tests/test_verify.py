@@ -110,6 +110,13 @@ def test_a_damaged_clustering(index: Path, content: bytes) -> None:
     )
 
 
+def test_a_device_in_the_place_of_a_clustering_is_not_read(index: Path) -> None:
+    labels = index / "clusters/default.parquet"
+    labels.unlink()
+    labels.symlink_to("/dev/null")
+    assert problem(index).startswith(f"{labels}: cannot be read (it is not a regular file); run `llmindex cluster")
+
+
 def test_the_labels_of_a_clustering(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = index / "clusters/default.parquet"
     pq.write_table(pa.table({"row": [0]}), labels)

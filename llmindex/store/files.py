@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llmindex.errors import IndexLocked, LlmindexError, StorageError, UsageError
-from llmindex.folder import LOCK_NAME
+from llmindex.folder import LOCK_NAME, open_regular
 
 _TEMPORARY = ".tmp"
 
@@ -129,7 +129,7 @@ def files_in(folder: Path, ending: str) -> list[Path]:
 
 def hash_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

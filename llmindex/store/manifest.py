@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from llmindex.encode.spec import ATTENTIONS, POOLINGS, EncoderSpec
 from llmindex.errors import IndexNotFound, ManifestError, UsageError, unreadable
-from llmindex.folder import MANIFEST_NAME, SHARD_FILE, is_index
+from llmindex.folder import MANIFEST_NAME, SHARD_FILE, is_index, open_regular
 from llmindex.store.files import replacing
 
 FORMAT_VERSION: Final = 1
@@ -188,7 +188,8 @@ class Manifest:
 def _read(folder: Path) -> bytes:
     path = folder / MANIFEST_NAME
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise _not_found(folder, f"it has no {MANIFEST_NAME}" if folder.exists() else "no such folder") from error
     except OSError as error:
@@ -286,6 +287,8 @@ def _parse(top: _Section) -> Manifest:
         expected = f"vectors/part-{number:05d}."
         good = shard.file.startswith(expected) and not (shard.partial and shard is not manifest.shards[-1])
         top.check(good, f"shards[{number}].file", f"is {shard.file!r}, out of order")
+        # Each takes a byte at least; what is planned by the number of rows need not allow for any number.
+        top.check(shard.rows <= shard.bytes, f"shards[{number}].rows", f"is {shard.rows}, more than so many bytes hold")
     return manifest
 
 
