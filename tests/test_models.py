@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 
 from llmindex.encode import embedded, models
@@ -122,6 +123,22 @@ def test_a_damaged_cache_that_cannot_be_made_anew_is_named(quick: Path) -> None:
     with files_up_to(0), pytest.raises(StorageError, match="set LLMINDEX_CACHE to another folder") as caught:
         models.locate("default-base")
     assert str(quick) in str(caught.value)
+
+
+@needs_default
+@pytest.mark.parametrize("older", [False, True])
+def test_a_user_without_a_home_is_told_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, older: bool) -> None:
+    def user_cache_dir(name: str) -> str:
+        if older:
+            return f"~/.cache/{name}"
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLMINDEX_CACHE", raising=False)
+    monkeypatch.setattr(platformdirs, "user_cache_dir", user_cache_dir)
+    with pytest.raises(StorageError, match=r"no home folder .*: set LLMINDEX_CACHE to a folder$"):
+        models.locate("default-base")
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_default

@@ -50,8 +50,20 @@ _TENSOR_NAMES = {
 
 
 def cache_folder() -> Path:
-    """Where models are kept: ``$LLMINDEX_CACHE``, else the user's cache folder."""
-    return Path(os.environ.get("LLMINDEX_CACHE") or platformdirs.user_cache_dir("llmindex"))
+    """Where models are kept: ``$LLMINDEX_CACHE``, else the user's cache folder.
+
+    Raises:
+        StorageError: the user has none, as one without a name and a home, which containers have.
+    """
+    if chosen := os.environ.get("LLMINDEX_CACHE"):
+        return Path(chosen)
+    try:
+        found = Path(platformdirs.user_cache_dir("llmindex"))
+    except RuntimeError:
+        found = Path()
+    if not found.is_absolute():  # older versions of platformdirs would have a folder "~" be made here
+        raise StorageError("there is no home folder to keep the default model in: set LLMINDEX_CACHE to a folder")
+    return found
 
 
 def find_gguf() -> Path | None:
@@ -68,7 +80,7 @@ def folder() -> Path:
 
     Raises:
         ModelError: the wheel is not installed, or its file is damaged.
-        StorageError: the cache folder cannot be written.
+        StorageError: there is no cache folder, or it cannot be written.
     """
     gguf = find_gguf()
     if gguf is None:
