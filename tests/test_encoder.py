@@ -2,10 +2,12 @@
 
 import json
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +288,13 @@ def test_spec_survives_json_and_finds_its_encoder(tiny_model: Path) -> None:
     assert spec == encoder.spec
     again = Encoder.from_spec(spec, device_name="cpu", dtype="float32")
     np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
+
+
+@pytest.mark.parametrize("prompt", ["{text} {text}", "no place at all"])
+def test_a_spec_whose_prompt_is_none(tiny_model: Path, prompt: str) -> None:
+    spec = replace(load(tiny_model).spec, query_prompt=prompt)
+    with pytest.raises(UsageError, match=re.escape(f'"{prompt}"')):
+        Encoder.from_spec(spec, device_name="cpu", dtype="float32")
 
 
 def test_fingerprint_follows_what_is_computed_not_where_it_lies(tiny_model: Path, tmp_path: Path) -> None:

@@ -35,9 +35,10 @@ class Wrapping(NamedTuple):
         """The wrapping of a template.
 
         Raises:
-            UsageError: the pooling is "eos", and the tokenizer has no such token.
+            UsageError: it is no template, as in a spec that was tampered with, or the pooling is "eos" and the
+                tokenizer has no such token.
         """
-        parts = prompts.split(template)
+        parts = prompts.split(prompts.resolve(template))
         (before,), (after,) = tokenizer([parts.prefix]), tokenizer([parts.suffix], begins=False)
         if pooling == "eos":
             if tokenizer.eos is None:
