@@ -86,8 +86,15 @@ _STOPWORDS = {
     "nl": "het een van en is dat niet op te zijn voor met die aan er ook als bij door maar",
 }
 _LANGUAGE_OF = {name: frozenset(words.split()) for name, words in _STOPWORDS.items()}
-# Function words that say nothing about the subject, of whatever length.
+# Longer words that say nothing about the subject, either.
+_VAGUE = frozenset(
+    "what when where which while with would could should there their they them this that these those then than have "
+    "been being does doing into from about your make made more most some such only also just like very".split()
+)
+# Letters from which a word can carry a subject; by its first so many it is found in another form.
 _SUBSTANCE = 4
+# Words in a row that an answer has only if it copies its instruction.
+_COPIED_RUN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,7 @@ def judge_generated(
             return Verdict(text, "unfinished")
         # The number of a list's next point is not the end of a sentence.
         text = re.sub(r"\s*\n\s*\d+\.$", "", text[: ends[-1].end()])
-    if _WORD_COPY_LENGTH <= len(words(instruction)) and _shares_run(words(instruction), words(text)):
+    if _shares_run(words(instruction), words(text)):
         return Verdict(text, "instruction_copied")
     if question and not _QUESTION_MARK.fullmatch(text[-1:]):
         return Verdict(text, "no_question")
@@ -224,16 +231,9 @@ def _substance(text: str) -> set[str]:
     return {word[:_SUBSTANCE] for word in words(text) if len(word) >= _SUBSTANCE and word not in common}
 
 
-_VAGUE = frozenset(
-    "what when where which while with would could should there their they them this that these those then than have "
-    "been being does doing into from about your make made more most some such only also just like very".split()
-)
-_WORD_COPY_LENGTH = 6
-
-
 def _shares_run(before: list[str], after: list[str]) -> bool:
-    runs = {tuple(before[at : at + _WORD_COPY_LENGTH]) for at in range(len(before) - _WORD_COPY_LENGTH + 1)}
-    return any(tuple(after[at : at + _WORD_COPY_LENGTH]) in runs for at in range(len(after) - _WORD_COPY_LENGTH + 1))
+    runs = {tuple(before[at : at + _COPIED_RUN]) for at in range(len(before) - _COPIED_RUN + 1)}
+    return any(tuple(after[at : at + _COPIED_RUN]) in runs for at in range(len(after) - _COPIED_RUN + 1))
 
 
 _SHAPE: tuple[tuple[str, Callable[[str, str], bool]], ...] = (
