@@ -218,8 +218,8 @@ def read_retrieval(
         texts = [f"{title}\n{text}".strip() for title, text in zip(titles, texts, strict=True)]
     documents = _by_id(table, texts, corpus)
     asked = _read(queries)
-    grades = _judgements(_read(qrels), qrels, documents, _by_id(asked, _strings(asked, TEXT, queries), queries))
-    query_texts = dict(zip(_strings(asked, "id", queries), _strings(asked, TEXT, queries), strict=True))
+    query_texts = _by_id(asked, _strings(asked, TEXT, queries), queries)
+    grades = _judgements(_read(qrels), qrels, documents, query_texts)
     answered = [query for query in query_texts if any(grade > 0 for grade in grades.get(query, {}).values())]
     if not answered:
         raise CorpusError(f"{qrels} names no relevant document (score above 0): there is nothing to find")
