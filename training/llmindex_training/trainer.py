@@ -122,7 +122,8 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer with our data, step and evaluation.
 
     Attributes:
-        kept_steps: of the checkpoints that the finished adapter is made of.
+        tokens: model tokens that this process has trained on.
+        step_seconds: time that the gradients of all steps took, neither loading nor evaluation in it.
     """
 
     def __init__(
@@ -137,10 +138,9 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         on_progress: ProgressCallback | None,
     ) -> None:
         self._encoder, self._recipe, self._folder, self._pairs, self._score = encoder, recipe, folder, pairs, score
-        self._tokens = 0
-        self._step_seconds = 0.0
-        self._steps = len(deal.steps)
-        arguments = _arguments(recipe, folder, self._steps, encoder, scored=score is not None)
+        self.tokens = 0
+        self.step_seconds = 0.0
+        arguments = _arguments(recipe, folder, len(deal.steps), encoder, scored=score is not None)
         items = _Items(deal.steps, distributed.world())
         # Trainer wants a data set to evaluate, too; our evaluation has its own texts.
         super().__init__(model=wrapped, args=arguments, train_dataset=items, eval_dataset=items, data_collator=_only)
@@ -155,16 +155,6 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         if self._recipe.optim.average:
             return _averaged(last, self._recipe)
         return (int(self.state.best_global_step) if self._score is not None else last,)
-
-    @property
-    def tokens(self) -> int:
-        """Model tokens that this process has trained on."""
-        return self._tokens
-
-    @property
-    def step_seconds(self) -> float:
-        """Time that the gradients of all steps took, neither loading nor evaluation in it."""
-        return self._step_seconds
 
     def sample(self, most: int) -> list[str]:
         """So many texts at most, of both sides of the pairs; always the same ones."""
@@ -207,8 +197,8 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
         result = training_step.backward(self._encoder, self._recipe, rows)
         if not torch.isfinite(result.loss):
             raise _diverged(f"the loss of step {self.state.global_step + 1} is {result.loss.item()}")
-        self._tokens += result.tokens
-        self._step_seconds += time.perf_counter() - started
+        self.tokens += result.tokens
+        self.step_seconds += time.perf_counter() - started
         return result.loss
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
