@@ -20,7 +20,8 @@ NULL, BOOL, INT, FLOAT, STRING = pa.null(), pa.bool_(), pa.int64(), pa.float64()
 # Stands for INT until all files are scanned, where a value has more digits than FLOAT keeps: the two meet in text.
 # No file has a column of this type.
 _LONG_INT = pa.decimal128(19, -19)
-_EXACT_IN_FLOAT = 1 << 53
+EXACT_IN_FLOAT = 1 << 53
+"""A float holds every whole number up to this one, of either sign."""
 
 # A column of such structs is a map in disguise (keys are data), or data that Arrow would need deep recursion for.
 _MAX_STRUCT_FIELDS = 500
@@ -49,7 +50,7 @@ def json_type(value: object, depth: int = 0) -> pa.DataType:
         case bool():
             return BOOL
         case int():
-            if abs(value) <= _EXACT_IN_FLOAT:
+            if abs(value) <= EXACT_IN_FLOAT:
                 return INT
             return _LONG_INT if -(1 << 63) <= value < 1 << 63 else STRING
         case float():

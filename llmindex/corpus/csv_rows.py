@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmindex.corpus.column_types import BOOL, FLOAT, INT, NULL, STRING
+from llmindex.corpus.column_types import BOOL, EXACT_IN_FLOAT, FLOAT, INT, NULL, STRING
 from llmindex.corpus.lines import read_lines
 from llmindex.corpus.source import (
     MAX_DOCUMENT_BYTES,
@@ -30,7 +30,6 @@ from llmindex.corpus.source import (
 from llmindex.errors import CorpusError
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
-_EXACT_IN_FLOAT = 1 << 53
 _DIGITS_OF_INT64 = 19
 
 Record = tuple[int, list[str]]
@@ -164,7 +163,7 @@ def _types_of(value: str) -> tuple[pa.DataType, ...]:
         return (FLOAT,) if _is_exact(value) else ()
     if len(number[1]) > _DIGITS_OF_INT64 or not -(1 << 63) <= int(value) < 1 << 63:
         return ()
-    return (INT, FLOAT) if abs(int(value)) <= _EXACT_IN_FLOAT else (INT,)
+    return (INT, FLOAT) if abs(int(value)) <= EXACT_IN_FLOAT else (INT,)
 
 
 def _is_exact(number: str) -> bool:
