@@ -89,7 +89,11 @@ class Pipeline:
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "encode": 0.0, "write": 0.0})
     added: int = 0
     tokens: int = 0
+    _before: int = 0  # documents that were stored when it began
     _fresh: int = 0
+    _tokenised: "queue.SimpleQueue[_Tokenised | None]" = field(default_factory=queue.SimpleQueue)
+    _windows: deque[_Started] = field(default_factory=deque)  # those that the writer has not been given
+    _encoded: "queue.SimpleQueue[_Started | None]" = field(default_factory=queue.SimpleQueue)
     _stop: threading.Event = field(default_factory=threading.Event)
     _failure: BaseException | None = None
     _complete: bool = False  # the writer has been given every window that there is
@@ -100,34 +104,29 @@ class Pipeline:
         Raises:
             BaseException: whatever stopped it, once all finished windows are committed.
         """
-        before = self.writer.count
-        tokenised: queue.SimpleQueue[_Tokenised | None] = queue.SimpleQueue()
-        encoded: queue.SimpleQueue[_Started | None] = queue.SimpleQueue()
-        windows: deque[_Started] = deque()
+        self._before = self.writer.count
         try:
             ended = [
-                self._thread("reader", lambda: self._read(tokenised, start, known_ids), lambda: tokenised.put(None)),
-                self._thread("writer", lambda: self._write(encoded), self._stop.set),
+                self._thread("reader", lambda: self._read(start, known_ids), lambda: self._tokenised.put(None)),
+                self._thread("writer", self._write, self._stop.set),
             ]
         except BaseException:  # Ctrl-C while they start: whichever has is to end by itself
             self._stop.set()
-            encoded.put(None)
+            self._encoded.put(None)
             raise
         try:
-            self._report(start, before, 0, 0)  # the first batch can take half a minute
-            self._encode(tokenised, windows, encoded, before)
+            self._report(start, 0, 0)  # the first batch can take half a minute
+            self._encode()
         except _Stopped:
             pass  # the writer failed; its error is raised below
         except BaseException as error:
             self._fail(error)
         finally:
-            self._finish(windows, encoded, ended)
+            self._finish(ended)
         if self._failure is not None:
             raise self._failure
 
-    def _read(
-        self, tokenised: "queue.SimpleQueue[_Tokenised | None]", start: Position, known_ids: Iterator[str]
-    ) -> None:
+    def _read(self, start: Position, known_ids: Iterator[str]) -> None:
         rows = _CPU_WINDOW_ROWS if self.encoder.placement.device.type == "cpu" else _GPU_WINDOW_ROWS
         windows = self.corpus.windows(rows, start, known_ids)
         while True:
@@ -136,83 +135,71 @@ class Pipeline:
                 if window is None:
                     return
                 item = _Tokenised(window, self.encoder.tokenize(window.table.column("text").to_pylist()))
-            self._wait_for_room(tokenised)
-            tokenised.put(item)
+            self._wait_for_room(self._tokenised)
+            self._tokenised.put(item)
 
-    def _encode(
-        self,
-        tokenised: "queue.SimpleQueue[_Tokenised | None]",
-        windows: deque[_Started],
-        encoded: "queue.SimpleQueue[_Started | None]",
-        before: int,
-    ) -> None:
+    def _encode(self) -> None:
         """Encode what the reader brings until it ends, in whichever way."""
-        while self._failure is None and (item := self._next(tokenised, encoded)) is not None:
-            windows.append(self._start(item, before))
+        windows = self._windows
+        while self._failure is None and (item := self._next()) is not None:
+            windows.append(self._start(item))
             while windows and (windows[0].vectors.done() or len(windows) > _MOST_AHEAD):
-                self._await(windows[0], before)
-                self._hand_over(windows, encoded)
+                self._await(windows[0])
+                self._hand_over()
         while windows and not self._stop.is_set():
-            self._await(windows[0], before)
-            self._hand_over(windows, encoded)
+            self._await(windows[0])
+            self._hand_over()
         self._complete = self._failure is None
 
-    def _next(
-        self, tokenised: "queue.SimpleQueue[_Tokenised | None]", encoded: "queue.SimpleQueue[_Started | None]"
-    ) -> _Tokenised | None:
+    def _next(self) -> _Tokenised | None:
         """The next window, once the writer has room for it: encoded, it need not wait, and be lost to a Ctrl-C."""
-        self._wait_for_room(encoded)
+        self._wait_for_room(self._encoded)
         while not self._stop.is_set():
             try:
-                return tokenised.get(timeout=_LOOK_SECONDS)
+                return self._tokenised.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
                 continue
         raise _Stopped
 
-    def _start(self, item: _Tokenised, before: int) -> _Started:
+    def _start(self, item: _Tokenised) -> _Started:
         """Have a window encoded by a helper that has time, else here and now."""
-        first = before + self.added == 0  # it is for the encoder, which checks itself on it
+        first = self._before + self.added == 0  # it is for the encoder, which checks itself on it
         self.added += len(item.tokens)
         awaited = self.helpers.start(item.tokens) if self.helpers is not None and not first else None
         if awaited is not None:
             return _Started(item, awaited, reported=False)
         with self._busy("encode"):
-            vectors = self.encoder.forward(item.tokens, on_tokens=partial(self._report, item.window.position, before))
+            vectors = self.encoder.forward(item.tokens, on_tokens=partial(self._report, item.window.position))
             check = self.encoder.self_check(item.tokens, vectors) if first and len(item.tokens) else None
         return _Started(item, Awaited(vectors), reported=True, self_check=check)
 
-    def _await(self, window: _Started, before: int) -> None:
+    def _await(self, window: _Started) -> None:
         """Wait for a window's vectors, if need be."""
         with self._busy("encode"):
             window.vectors.result()
         if not window.reported:
             item = window.item
-            self._report(item.window.position, before, len(item.tokens), int(item.tokens.offsets[-1]))
+            self._report(item.window.position, len(item.tokens), int(item.tokens.offsets[-1]))
 
-    def _hand_over(self, windows: deque[_Started], encoded: "queue.SimpleQueue[_Started | None]") -> None:
+    def _hand_over(self) -> None:
         """Give the first window to the writer.
 
         Only then it leaves the list: Ctrl-C in between has it given twice, of which the writer takes one, and never
         not at all, which would leave a gap before the next.
         """
-        encoded.put(windows[0])
-        windows.popleft()
+        self._encoded.put(self._windows[0])
+        self._windows.popleft()
 
-    def _finish(
-        self,
-        windows: deque[_Started],
-        encoded: "queue.SimpleQueue[_Started | None]",
-        ended: Sequence[threading.Event],
-    ) -> None:
+    def _finish(self, ended: Sequence[threading.Event]) -> None:
         """Have what is encoded committed, and see both threads end, however often Ctrl-C comes meanwhile.
 
         Left behind, the writer's would go on in a folder whose lock another build may have by then.
         """
         while True:
             try:
-                while windows and windows[0].is_sound():
-                    self._hand_over(windows, encoded)
-                encoded.put(None)
+                while self._windows and self._windows[0].is_sound():
+                    self._hand_over()
+                self._encoded.put(None)
                 # Not joined: once in vain, and a thread of Python 3.11 seems to have ended.
                 while not all(event.is_set() for event in ended):
                     time.sleep(_ROOM_SECONDS)
@@ -220,18 +207,18 @@ class Pipeline:
             except KeyboardInterrupt as error:
                 self._fail(error)
 
-    def _report(self, position: Position, before: int, texts: int, tokens: int) -> None:
+    def _report(self, position: Position, texts: int, tokens: int) -> None:
         self._fresh += texts
         self.tokens += tokens
         if self.on_progress is not None:
             total = self.corpus.rows - sum(position.bad_rows.values())
-            done = before + self._fresh
+            done = self._before + self._fresh
             self.on_progress(Progress("encode", done, total, tokens=self.tokens, fresh=self._fresh))
 
-    def _write(self, encoded: "queue.SimpleQueue[_Started | None]") -> None:
+    def _write(self) -> None:
         """Store what comes until nothing does, and commit it."""
         try:
-            for window in self._arriving(encoded):
+            for window in self._arriving():
                 with self._busy("write"):
                     self._store(window)
         except StorageError:
@@ -245,7 +232,7 @@ class Pipeline:
             else:
                 self.writer.checkpoint()
 
-    def _arriving(self, encoded: "queue.SimpleQueue[_Started | None]") -> Iterator[_Started]:
+    def _arriving(self) -> Iterator[_Started]:
         """The windows to store, each once; commits those that are due, also while none arrives."""
         last: _Started | None = None
         due: float | None = None
@@ -257,7 +244,7 @@ class Pipeline:
                 due = None
                 continue
             try:
-                window = encoded.get(timeout=left)
+                window = self._encoded.get(timeout=left)
             except queue.Empty:
                 continue
             if window is None:
