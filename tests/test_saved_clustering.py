@@ -11,6 +11,7 @@ from llmindex.cluster.saved import names
 from llmindex.errors import CorruptStore, IndexLocked, StaleIndex, StorageError, UsageError
 from llmindex.store.files import lock
 from llmindex.store.reader import VectorStore
+from llmindex.store.verify import verify
 from llmindex.store.writer import VectorWriter
 from tests.samples import append, make_documents, make_store, make_vectors
 from tests.topics import DIM, topics
@@ -54,6 +55,22 @@ class TestFiles:
         assert [each["size"] for each in summary["clusters"]] == [each.size for each in found.clusters]
         assert set(summary["clusters"][0]) >= {"label", "size", "keywords", "central_rows", "central_ids"}
         assert not [path for path in (own.path / "clusters").iterdir() if path.name.startswith(".")]
+
+    def test_another_word_in_the_description_is_damage(self, own: VectorStore) -> None:
+        save(cluster(own), own)
+        summary = own.path / "clusters" / "default.json"
+        assert not verify(own.path).problems
+        said = json.loads(summary.read_text(encoding="utf-8"))
+        said["clusters"][0]["size"] += 1
+        summary.write_text(json.dumps(said), encoding="utf-8")
+        with pytest.raises(CorruptStore, match=r"default\.json is damaged or incomplete"):
+            load(own)
+        (problem,) = verify(own.path).problems
+        assert problem.startswith(f"{summary}: has changed since it was written (its sha256 differs); run `llmindex ")
+        del said["sha256"]["default.json"]  # as an earlier version wrote it
+        summary.write_text(json.dumps(said), encoding="utf-8")
+        assert not verify(own.path).problems
+        assert load(own).clusters[0].size == said["clusters"][0]["size"]
 
     def test_saving_again_replaces(self, own: VectorStore) -> None:
         save(cluster(own), own)

@@ -2,7 +2,8 @@
 
 The Parquet file is for whoever wants the labels (id, row, label, probability), the tree for placing new documents. The
 JSON file describes the clustering and is written last; it holds the hashes of the other two, so that files of two runs
-are never read as one. All of it is derived from the stored vectors, and refused once those have changed.
+are never read as one, and of what it says itself. All of it is derived from the stored vectors, and refused once those
+have changed.
 """
 
 import json
@@ -21,7 +22,7 @@ from llmindex.cluster.options import ClusterOptions, check_name
 from llmindex.cluster.reduce import Projection
 from llmindex.cluster.result import Clustering, ClusterSummary
 from llmindex.errors import CorruptStore, StaleIndex, UsageError
-from llmindex.store.files import files_in, hash_file, lock, make_own_folder, replacing
+from llmindex.store.files import files_in, hash_file, hash_values, lock, make_own_folder, replacing
 from llmindex.store.reader import VectorStore
 
 FOLDER = "clusters"
@@ -62,7 +63,8 @@ def save(clustering: Clustering, store: VectorStore) -> Path:
             np.savez(file, allow_pickle=False, **_arrays(clustering.placement))
         files = {path.name: hash_file(path) for path in (labels, tree)}
         with replacing(summary) as temporary:
-            values = _summary(clustering) | {"sha256": files}
+            values = _summary(clustering)
+            values |= {"sha256": files | {summary.name: hash_values(values)}}
             temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return labels
 
@@ -86,6 +88,8 @@ def load(store: VectorStore, name: str = "default") -> Clustering:
         for path in (labels, tree):
             if hash_file(path) != values["sha256"][path.name]:
                 raise ValueError(f"{path.name} does not belong to it")
+        if hash_values(values) != values["sha256"].get(summary.name, hash_values(values)):
+            raise ValueError("it has changed since it was written")
         return _clustering(values, pq.read_table(labels), _placement(tree))
     except StaleIndex:
         raise

@@ -3,13 +3,14 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from llmindex.errors import IndexLocked, LlmindexError, StorageError, UsageError
 from llmindex.folder import LOCK_NAME, open_regular
@@ -131,6 +132,12 @@ def hash_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_values(values: Mapping[str, Any]) -> str:
+    """The sha256 of what a JSON file says, in hex: of all but its "sha256", which has room for it."""
+    said = {name: value for name, value in values.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def make_folder(folder: Path) -> None:

@@ -170,8 +170,10 @@ def _check_clustering(path: Path) -> Iterator[str]:
         return
     for name, sha256 in sorted(hashes.items()):
         file = path.with_name(Path(name).name)
-        own = file == path
-        fault = _CHANGED if own and hash_values(values) != sha256 else None if own else _changed(file, None, sha256)
+        if file == path:
+            fault = None if hash_values(values) == sha256 else _CHANGED
+        else:
+            fault = _changed(file, None, sha256)
         if fault:
             yield f"{file}: {fault}; {remedy}"
 
