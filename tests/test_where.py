@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmindex.errors import CorruptStore, UsageError
+from llmindex.store.manifest import CorpusRecord
 from llmindex.store.reader import VectorStore
 from llmindex.store.shard import conform, storage_schema
 from llmindex.store.where import identity_of, qualifying
@@ -161,6 +162,20 @@ def test_what_is_no_condition(condition: object, store: VectorStore) -> None:
 def test_text_without_its_quotes_is_told(store: VectorStore) -> None:
     with pytest.raises(UsageError, match=r"""no column "stars"; text goes in single quotes, 'stars';"""):
         qualifying(store, "text = stars")
+
+
+def test_a_column_of_the_corpus_that_has_another_name_here_is_told(tmp_path: Path) -> None:
+    corpus = CorpusRecord({"id_column": "url", "text_columns": ["Title", "Content"]})
+    with VectorWriter.create(tmp_path / "index", make_encoder(4), corpus) as writer:
+        append(writer, make_documents(0, 3), make_vectors(3, 4))
+        writer.finish()
+    store = VectorStore.open(tmp_path / "index")
+    for condition, own in (("url = 'd1'", "id"), ("URL > 'd1'", "id"), ("content LIKE 'a%'", "text")):
+        name = condition.split()[0]
+        with pytest.raises(UsageError, match=rf'no column "{name}"; here that of the corpus is {own}; the columns'):
+            qualifying(store, condition)
+    with pytest.raises(UsageError, match='no column "urls"; text goes in single quotes'):
+        qualifying(store, "id = urls")
 
 
 @given(text=st.text(max_size=12) | st.text("()'\"; -/*,.=<>[]?$1aSELECTFROMid\n", max_size=20))

@@ -204,5 +204,14 @@ def _last(store: VectorStore, database: Database, functions: list[str]) -> bool:
 def _refused(store: VectorStore, said: str) -> UsageError:
     reason = re.sub(r"^[A-Za-z ]+ Error: ", "", said).partition("\n")[0].strip().rstrip(".!")
     if unknown := re.fullmatch(r'Referenced column "(.*)" not found in FROM clause', reason):
-        reason = f"there is no column \"{unknown[1]}\"; text goes in single quotes, '{unknown[1]}'"
+        own = _own_name(store, unknown[1])
+        remedy = f"here that of the corpus is {own}" if own else f"text goes in single quotes, '{unknown[1]}'"
+        reason = f'there is no column "{unknown[1]}"; {remedy}'
     return UsageError(f"--where: {reason}; the columns are {', '.join(store.schema.names)}")
+
+
+def _own_name(store: VectorStore, name: str) -> str | None:
+    """What a column of the corpus is called in the index that became the ids, or part of the texts."""
+    corpus = store.manifest.corpus.identity
+    names = {"id": [corpus.get("id_column") or ""], "text": corpus.get("text_columns") or ()}
+    return next((own for own, theirs in names.items() if name.lower() in map(str.lower, theirs)), None)
