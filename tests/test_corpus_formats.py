@@ -256,6 +256,10 @@ class TestCsv:
         Path("d.csv").write_bytes(b"\xef\xbb\xbftext,x\r\na,1\r\n\xff,2\r\nb,\xe9\r\nc,3\r\n")
         assert documents("d.csv") == [{"id": "0", "text": "a", "x": 1}, {"id": "3", "text": "c", "x": 3}]
         assert bad_rows("d.csv") == {"not_utf8": 2}
+        Path("w.csv").write_bytes("text\nGrün\nGröße\n".encode("cp1252"))
+        said = r"all bad \(2 not utf8\); convert it to UTF-8, as `iconv -f cp1252 -t utf-8` does$"
+        with pytest.raises(CorpusError, match=said):
+            documents("w.csv")
 
     def test_headers(self) -> None:
         Path("a.csv").write_text(",text\n0,t\n")

@@ -86,10 +86,18 @@ def command(
         with progress() as on_progress:
             plan = builder.plan(corpus, index, on_progress=on_progress, **arguments)
         print_json(plan.to_json()) if as_json else _print_plan(plan)
+        _note_one_document(corpus, plan)
         return
     with progress() as on_progress:
         report = builder.build(corpus, index, overwrite=overwrite, on_progress=on_progress, **arguments)
     print_json(report.to_json()) if as_json else _print_report(report, overwrite)
+    _note_one_document(corpus, report)
+
+
+def _note_one_document(corpus: tuple[str, ...], result: "BuildPlan | BuildReport") -> None:
+    """A file of lines may have been meant as that many texts."""
+    if result.documents == 1 and not result.text_columns and corpus != ("-",):
+        note("A text file is one document; `llmindex build - < FILE` makes one of each line.")
 
 
 def _print_plan(plan: "BuildPlan") -> None:
@@ -152,6 +160,8 @@ def _losses(result: "BuildPlan | BuildReport") -> dict[str, str]:
     facts = {}
     if bad := {kind: rows for kind, rows in result.bad_rows.items() if rows}:
         facts["skipped"] = f"{count(sum(bad.values()), 'rows')} ({kinds_of(bad)})"
+        if "not_utf8" in bad:
+            facts["skipped"] += "; files in UTF-8 keep them"
     if result.truncated:
         facts["truncated"] = (
             f"{count(result.truncated, 'documents')} cut to the encoder's maximum of tokens; --max-tokens keeps more"

@@ -181,9 +181,10 @@ class Corpus:
         return len({plan.id for plan in self._plans}) > 1
 
     def _nothing_usable(self, bad: Counter[str]) -> CorpusError:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(bad.items()))
+        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in sorted(bad.items()))
+        remedy = "; convert it to UTF-8, as `iconv -f cp1252 -t utf-8` does" if bad["not_utf8"] else ""
         return CorpusError(
-            f"{_label(self._sources)} has no usable text: {counted(self.rows, 'row')}, all bad ({kinds})"
+            f"{_label(self._sources)} has no usable text: {counted(self.rows, 'row')}, all bad ({kinds}){remedy}"
         )
 
 

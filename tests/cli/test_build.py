@@ -43,6 +43,20 @@ def test_report_as_json_and_again(llmindex: Llmindex, documents: Path, tiny_mode
     assert repeated["index"] == report["index"]
 
 
+def test_what_may_not_have_been_meant(llmindex: Llmindex, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\ntwo\n")
+    build = ("build", tmp_path / "lines.txt", "-o", tmp_path / "i", "--model", tiny_model)
+    for arguments in (build, (*build, "--plan")):
+        assert (
+            "A text file is one document; `llmindex build - < FILE` makes one of each line.\n"
+            in llmindex(*arguments).err
+        )
+    (tmp_path / "w.csv").write_bytes("text\nGras\nGrün\n".encode("cp1252"))
+    planned = llmindex("build", tmp_path / "w.csv", "--plan", "--model", tiny_model)
+    assert "skipped    1 row (1 not utf8); files in UTF-8 keep them\n" in planned.out
+    assert planned.err == "Nothing was written.\n"
+
+
 def test_a_complete_index_says_so(llmindex: Llmindex, documents: Path, tiny_model: Path, index: Path) -> None:
     ended = llmindex("build", documents, "-o", index, "--model", tiny_model)
     assert (ended.code, ended.out) == (0, f"{index} is complete: 120 documents\n")
