@@ -8,7 +8,7 @@ import click
 
 from llmindex_cli.console import Column, count, note, print_facts, print_json, print_table, say
 from llmindex_cli.encoder_options import encoder_options
-from llmindex_cli.options import FILE, Command, check_output, corpus_options, json_option
+from llmindex_cli.options import FILE, Command, corpus_options, json_option, output_option, role_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -42,17 +42,10 @@ if TYPE_CHECKING:
     metavar="N",
     help="Whose attention, counted from 1; -1 the last that the encoder runs.",
 )
-@click.option(
-    "--role",
-    type=click.Choice(["document", "query"]),
-    default="document",
-    show_default=True,
-    help="Whose prompt is put around the texts.",
-)
-@click.option(
+@role_option
+@output_option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=check_output((".png",)),
+    suffixes=(".png",),
     help="Draw the attention of one text: a bar a token, base above adapted.",
 )
 @json_option("one object")

@@ -11,7 +11,7 @@ from llmindex.errors import UsageError
 from llmindex_cli.console import Column, count, duration, note, plain, print_json, print_table, say
 from llmindex_cli.indexes import open_index
 from llmindex_cli.labels import SUFFIXES, write_labels
-from llmindex_cli.options import Command, Number, Size, check_output, index_option, json_option
+from llmindex_cli.options import Command, Number, Size, index_option, json_option, output_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -83,18 +83,16 @@ _COLUMNS = (
     help="The most memory to take; what does not fit joins the clusters of a sample. [default: what is free]",
 )
 @click.option("--name", default=_DEFAULTS.name, show_default=True, help="Name that the clustering is kept under.")
-@click.option(
+@output_option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    suffixes=(".html", ".png"),
     multiple=True,
-    callback=check_output((".html", ".png")),
     help="Draw a map: map.html to explore, map.png to print; may be given twice.",
 )
-@click.option(
+@output_option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=check_output(SUFFIXES),
+    suffixes=SUFFIXES,
     help="Write id, row, label and probability to a .parquet, .csv or .jsonl file.",
 )
 @json_option("one object")

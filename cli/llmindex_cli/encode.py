@@ -12,7 +12,7 @@ import click
 from llmindex.progress import Progress, ProgressCallback
 from llmindex_cli.console import count, kinds_of, note, plain, print_json, say
 from llmindex_cli.encoder_options import encoder_options
-from llmindex_cli.options import SOURCE, Command, check_output, corpus_options, json_option
+from llmindex_cli.options import SOURCE, Command, corpus_options, json_option, output_option, role_option
 from llmindex_cli.progress import progress
 
 if TYPE_CHECKING:
@@ -36,21 +36,14 @@ WINDOW = 2048
     ),
 )
 @click.argument("file", default="-", type=SOURCE, metavar="[FILE|-]")
-@click.option(
+@output_option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    suffixes=SUFFIXES,
     required=True,
-    callback=check_output(SUFFIXES),
     help="vectors.parquet (columns id, vector) or vectors.npy (float32, a row a document).",
 )
-@click.option(
-    "--role",
-    type=click.Choice(["document", "query"]),
-    default="document",
-    show_default=True,
-    help="Whose prompt is put around the texts.",
-)
+@role_option
 @json_option("one object")
 @corpus_options
 @encoder_options

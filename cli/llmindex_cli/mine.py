@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from llmindex_cli.console import count, duration, note, plain, print_facts, print_json
-from llmindex_cli.options import FILE, Command, Number, check_output, index_option, json_option, runtime_options
+from llmindex_cli.options import FILE, Command, Number, index_option, json_option, output_option, runtime_options
 from llmindex_cli.progress import progress
 
 
@@ -23,12 +23,11 @@ from llmindex_cli.progress import progress
 )
 @click.argument("pairs", nargs=-1, required=True, type=FILE, metavar="PAIRS...")
 @index_option
-@click.option(
+@output_option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    suffixes=(".parquet",),
     required=True,
-    callback=check_output((".parquet",)),
     help="The pairs with their negatives: mined.parquet.",
 )
 @click.option(

@@ -277,8 +277,8 @@ def gather(command: CommandFunction, parameter: str, options: Sequence[NamedOpti
     return _apply(gathered, *(option for _, option in options))
 
 
-def check_output(suffixes: Sequence[str]) -> Callable[..., Any]:
-    """A callback that refuses, before any work is done, output files of another kind, or where none can be written."""
+def output_option(*names: str, suffixes: Sequence[str], **attributes: Any) -> Decorator:  # noqa: ANN401
+    """A file to write; one of another kind, or where none can be written, is refused before any work is done."""
 
     def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noqa: ANN401
         from llmindex.store.files import check_writable
@@ -292,7 +292,19 @@ def check_output(suffixes: Sequence[str]) -> Callable[..., Any]:
                 check_writable(path)
         return value
 
-    return check
+    kind = click.Path(path_type=Path, dir_okay=False)
+    return click.option(*names, type=kind, callback=check, **attributes)
+
+
+def role_option(command: CommandFunction) -> CommandFunction:
+    """``--role``."""
+    return click.option(
+        "--role",
+        type=click.Choice(["document", "query"]),
+        default="document",
+        show_default=True,
+        help="Whose prompt is put around the texts.",
+    )(command)
 
 
 def _option(section: str, *declarations: str, **attributes: Any) -> Decorator:  # noqa: ANN401

@@ -13,9 +13,9 @@ from llmindex_cli.options import (
     Command,
     ModelType,
     SectionOption,
-    check_output,
     corpus_options,
     json_option,
+    output_option,
     runtime_options,
 )
 from llmindex_cli.progress import progress
@@ -38,13 +38,12 @@ SECTION = "Method options"
     ),
 )
 @click.argument("corpus", nargs=-1, required=True, metavar="CORPUS...", type=SOURCE)
-@click.option(
+@output_option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    suffixes=(".parquet",),
     default=Path("pairs.parquet"),
     show_default=True,
-    callback=check_output((".parquet",)),
     help="The file of pairs, columns text, text_pair, source.",
 )
 @click.option("--overwrite", is_flag=True, help="Start afresh where there are pairs already.")

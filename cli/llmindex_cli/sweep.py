@@ -10,7 +10,7 @@ import click
 from llmindex.encode.prompts import PLACE
 from llmindex_cli.console import Column, note, plain, print_json, print_table
 from llmindex_cli.encoder_options import fixed_options
-from llmindex_cli.options import FILE, Command, check_output, json_option
+from llmindex_cli.options import FILE, Command, json_option, output_option
 from llmindex_cli.progress import progress
 from llmindex_cli.scores import percent
 
@@ -91,11 +91,10 @@ def split_layers(ctx: click.Context, param: click.Parameter, values: tuple[str, 
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="k-means runs that are averaged."
 )
-@click.option(
+@output_option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=check_output((".json",)),
+    suffixes=(".json",),
     help="Write the best as encoder.json, which --model takes.",
 )
 @json_option("one object a combination")
