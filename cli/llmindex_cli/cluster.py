@@ -74,7 +74,7 @@ _COLUMNS = (
     "--assign-distance",
     type=Number(min=0),
     metavar="D",
-    help="How far such a neighbour may be. [default: taken from the distances within the clusters]",
+    help="How far such a neighbour may be. [default: so far that nine in ten documents have one]",
 )
 @click.option(
     "--memory",
