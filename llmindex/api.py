@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmindex.index.planner import DEFAULT_RECALL
 from llmindex.progress import ProgressCallback
 from llmindex.records import Hit
-from llmindex.store.files import files_in
+from llmindex.store.files import clusterings_in
 from llmindex.store.manifest import IndexRecord
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
@@ -202,7 +202,7 @@ class Index:
                 "tokens": manifest.corpus.tokens,
             },
             "index": index,
-            "clusterings": sorted(file.stem for file in files_in(self.path / "clusters", ".json")),
+            "clusterings": sorted(file.stem for file in clusterings_in(self.path)),
             "bytes": _folder_bytes(self.path),
         }
 

@@ -10,6 +10,7 @@ from typing import Final
 
 MANIFEST_NAME: Final = "manifest.json"
 LOCK_NAME: Final = "lock"
+CLUSTERS: Final = "clusters"
 
 # What every manifest has, of older and newer formats, too; web apps and others have a file of its name without.
 _ALWAYS_THERE = frozenset({"format_version", "encoder", "corpus", "shards"})

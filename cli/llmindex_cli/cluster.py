@@ -8,6 +8,7 @@ import click
 
 from llmindex.cluster.options import DEFAULT_MIN_SAMPLES, REDUCTIONS, SELECTIONS, ClusterOptions
 from llmindex.errors import UsageError
+from llmindex.folder import CLUSTERS
 from llmindex_cli.console import Column, count, duration, note, plain, print_json, print_table, say
 from llmindex_cli.indexes import open_index
 from llmindex_cli.labels import SUFFIXES, write_labels
@@ -112,7 +113,7 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
     replaces = options["name"] in saved.names(opened.store)
     with progress() as on_progress:
         clustering = opened.cluster(on_progress=on_progress, **options)
-        file = opened.path / "clusters" / f"{clustering.options.name}.parquet"
+        file = opened.path / CLUSTERS / f"{clustering.options.name}.parquet"
         if output is not None:
             write_labels(file, output)
         if plot:

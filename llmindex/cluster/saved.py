@@ -22,10 +22,9 @@ from llmindex.cluster.options import ClusterOptions, check_name
 from llmindex.cluster.reduce import Projection
 from llmindex.cluster.result import Clustering, ClusterSummary
 from llmindex.errors import CorruptStore, StaleIndex, UsageError
-from llmindex.store.files import files_in, hash_file, hash_values, lock, make_own_folder, replacing
+from llmindex.folder import CLUSTERS
+from llmindex.store.files import clusterings_in, hash_file, hash_values, lock, make_own_folder, replacing
 from llmindex.store.reader import VectorStore
-
-FOLDER = "clusters"
 
 _SCHEMA = pa.schema(
     [
@@ -39,7 +38,7 @@ _SCHEMA = pa.schema(
 
 def names(store: VectorStore) -> list[str]:
     """Return the names of the saved clusterings, sorted."""
-    return sorted(path.stem for path in files_in(store.path / FOLDER, ".json"))
+    return sorted(path.stem for path in clusterings_in(store.path))
 
 
 def save(clustering: Clustering, store: VectorStore) -> Path:
@@ -54,9 +53,9 @@ def save(clustering: Clustering, store: VectorStore) -> Path:
         StorageError: the disk refused.
     """
     _check_fresh(clustering.built_from, store, clustering.options.name)
-    make_own_folder(store.path / FOLDER)
+    make_own_folder(store.path / CLUSTERS)
     labels, tree, summary = _paths(store, clustering.options.name)
-    with lock(store.path / FOLDER):  # of two runs under one name, one keeps all its files
+    with lock(store.path / CLUSTERS):  # of two runs under one name, one keeps all its files
         with replacing(labels) as temporary:
             _write_labels(temporary, clustering, store)
         with replacing(tree) as temporary, temporary.open("wb") as file:
@@ -99,7 +98,7 @@ def load(store: VectorStore, name: str = "default") -> Clustering:
 
 
 def _paths(store: VectorStore, name: str) -> tuple[Path, Path, Path]:
-    folder = store.path / FOLDER
+    folder = store.path / CLUSTERS
     return folder / f"{name}.parquet", folder / f"{name}.tree.npz", folder / f"{name}.json"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmindex.errors import IndexLocked, LlmindexError, StorageError, UsageError
-from llmindex.folder import LOCK_NAME, open_regular
+from llmindex.folder import CLUSTERS, LOCK_NAME, open_regular
 
 _TEMPORARY = ".tmp"
 
@@ -120,10 +120,10 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
-def files_in(folder: Path, ending: str) -> list[Path]:
-    """What has a name of this ending in a folder, sorted; nothing where there is no such folder, or no longer."""
+def clusterings_in(index: Path) -> list[Path]:
+    """The files that describe an index's clusterings, sorted; none where there is no folder of them, or no longer."""
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix == ending)
+        return sorted(path for path in (index / CLUSTERS).iterdir() if path.suffix == ".json")
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from llmindex.errors import reindex_command
 from llmindex.folder import open_regular
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.files import files_in, hash_file, hash_values
+from llmindex.store.files import clusterings_in, hash_file, hash_values
 from llmindex.store.manifest import IndexRecord, Manifest, ShardRecord
 from llmindex.store.shard import VECTOR, stored_vectors
 
@@ -58,7 +58,7 @@ def verify(path: str | Path, on_progress: ProgressCallback | None = None) -> Ver
 
 def _verify(folder: Path, manifest: Manifest, on_progress: ProgressCallback | None) -> VerifyReport:
     problems: list[str] = []
-    clusterings = files_in(folder / "clusters", ".json")
+    clusterings = clusterings_in(folder)
     total = 1 + len(manifest.shards) + (manifest.index is not None) + len(clusterings)
     done = 1
 
@@ -82,7 +82,7 @@ def outdated_clusterings(folder: Path, manifest: Manifest) -> list[str]:
     """One line for each clustering that was made from other vectors than those of the manifest."""
     return [
         f'the clustering "{file.stem}" was made from other vectors than those stored; run {_again(file)}'
-        for file in files_in(folder / "clusters", ".json")
+        for file in clusterings_in(folder)
         if _built_from(file) not in (None, manifest.vectors_id)
     ]
 

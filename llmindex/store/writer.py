@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmindex.errors import CorpusError, CorruptStore, ModelError, SpecMismatch, StaleIndex, StorageError, UsageError
-from llmindex.folder import LOCK_NAME, is_given, is_index
+from llmindex.folder import CLUSTERS, LOCK_NAME, is_given, is_index
 from llmindex.records import Vectors
 from llmindex.store.files import check_name, hash_file, is_temporary, lock, make_folder, make_own_folder, replacing
 from llmindex.store.manifest import (
@@ -132,7 +132,7 @@ class VectorWriter:
             _make_folders(folder)
             # From here on the old files are leftovers, and readers that have them open keep them.
             manifest.save(folder)
-            shutil.rmtree(folder / "clusters", ignore_errors=True)
+            shutil.rmtree(folder / CLUSTERS, ignore_errors=True)
             writer = cls(folder, Manifest.load(folder), stack.pop_all())
         writer._prepare()
         return writer
