@@ -22,14 +22,7 @@ from llmindex.errors import CorpusError, CorruptStore, ModelError, SpecMismatch,
 from llmindex.folder import CLUSTERS, LOCK_NAME, is_given, is_index
 from llmindex.records import Vectors
 from llmindex.store.files import check_name, hash_file, is_temporary, lock, make_folder, make_own_folder, replacing
-from llmindex.store.manifest import (
-    CorpusRecord,
-    EncoderRecord,
-    IndexRecord,
-    Manifest,
-    ShardRecord,
-    VectorDtype,
-)
+from llmindex.store.manifest import CorpusRecord, EncoderRecord, IndexRecord, Manifest, ShardRecord, VectorDtype
 from llmindex.store.shard import (
     StoredVectors,
     conform,
