@@ -1,7 +1,8 @@
-"""The small frozen records that travel between the parts."""
+"""The small frozen records that travel between the parts, and what callers give, as these take it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -75,3 +76,14 @@ def text_list(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise UsageError(f"text {number} must be a string, not {type(text).__name__}")
     return listed
+
+
+def at_least_one(option: str, value: int) -> int:
+    """The value of an option as Python's own number, which JSON and FAISS take alone.
+
+    Raises:
+        UsageError: it is below 1, or no whole number.
+    """
+    if not isinstance(value, Integral) or value < 1:
+        raise UsageError(f"{option} {value} must be {'at least 1' if value < 1 else 'a whole number'}")
+    return int(value)

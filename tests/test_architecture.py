@@ -36,7 +36,7 @@ LAYERS = (
 )
 # The training package in the same way; its files stand on all of the library.
 TRAINING_LAYERS = (
-    "whole text_columns noise structure instructions translate filters instruct methods pairs_report augment",
+    "text_columns noise structure instructions translate filters instruct methods pairs_report augment",
     "recipe pairs loss gradcache distributed random_states step run_folder reporting lora",
     "evaluation_data evaluate evaluate_clustering evaluate_retrieval evaluate_sts readings sweep mteb_model",
     "adapter scoring trainer mining",

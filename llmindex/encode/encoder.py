@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -31,7 +30,7 @@ from llmindex.encode.whitening import Whitening
 from llmindex.encode.wrapping import Wrapping, room_for_text
 from llmindex.errors import ModelError, NotFinite, SpecMismatch, UsageError
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.records import Tokens, Vectors, text_list
+from llmindex.records import Tokens, Vectors, at_least_one, text_list
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ class Encoder:
         )
         whitening = _whitening(found.adapter if wanted.whitened else None, wanted.pooling, decoder)
         width = whitening.dim if whitening else pooled_width(wanted.pooling, decoder.hidden_size)
-        dim = _at_least_one("--dim", options.dim, min(wanted.dim or width, width))
+        dim = min(wanted.dim or width, width) if options.dim is None else at_least_one("--dim", options.dim)
         if dim > width:
             raise UsageError(f"--dim {dim} is larger than the {width} values that this model and pooling give")
         templates = (wanted.prompt, wanted.query_prompt)
@@ -123,7 +122,9 @@ class Encoder:
         if room < 1:
             limit = decoder.max_positions
             raise UsageError(f"the prompt leaves no room for a text in the {limit:,} tokens of the model; shorten it")
-        max_tokens = _at_least_one("--max-tokens", options.max_tokens, min(wanted.max_tokens, room))
+        max_tokens = min(wanted.max_tokens, room)
+        if options.max_tokens is not None:
+            max_tokens = at_least_one("--max-tokens", options.max_tokens)
         if max_tokens > room:
             raise UsageError(
                 f"--max-tokens {max_tokens} is more than the model and the prompt leave room for: {room:,}"
@@ -380,11 +381,3 @@ def _check_unchanged(what: str, sha256: str, recorded: str | None) -> None:
             f"{what} is not the one the vectors were made with (fingerprint {sha256[:16]}, not "
             f"{str(recorded)[:16]}): put the old one back, or build the index afresh (build --overwrite)"
         )
-
-
-def _at_least_one(option: str, value: int | None, default: int) -> int:
-    if value is None:
-        return default
-    if not isinstance(value, Integral) or value < 1:
-        raise UsageError(f"{option} {value} must be {'at least 1' if value < 1 else 'a whole number'}")
-    return int(value)

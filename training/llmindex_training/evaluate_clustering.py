@@ -12,10 +12,9 @@ import numpy as np
 
 from llmindex.metrics import Codes, ami, noise_share, v_measure
 from llmindex.progress import ProgressCallback
-from llmindex.records import Rows, Vectors
+from llmindex.records import Rows, Vectors, at_least_one
 from llmindex_training.evaluate import Embedder, Encoding, Measure, Score, scores_of
 from llmindex_training.evaluation_data import LabelledTexts, listed
-from llmindex_training.whole import at_least_one
 
 SEEDS = 5
 BATCH = 512

@@ -18,10 +18,9 @@ from llmindex.index.faiss_index import VectorIndex
 from llmindex.metrics import Gains, ndcg, recall, reciprocal_rank
 from llmindex.metrics import Scores as PerQuery
 from llmindex.progress import ProgressCallback
-from llmindex.records import Rows, Vectors
+from llmindex.records import Rows, Vectors, at_least_one
 from llmindex_training.evaluate import Embedder, Encoding, Measure, Score, scores_of
 from llmindex_training.evaluation_data import RetrievalSet, listed
-from llmindex_training.whole import at_least_one
 
 K = 10
 DEPTH = 100

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from llmindex.errors import CorpusError, UsageError
 from llmindex.metrics import Codes
+from llmindex.records import at_least_one
 from llmindex_training import text_columns
-from llmindex_training.whole import at_least_one
 
 TEXT, LABEL = "text", "label"
 PAIR_COLUMNS = ("sentence1", "sentence2", "score")

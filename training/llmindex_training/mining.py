@@ -23,12 +23,12 @@ from llmindex.encode.encoder import Encoder
 from llmindex.errors import CorpusError, UsageError
 from llmindex.index.faiss_index import VectorIndex
 from llmindex.progress import Progress, ProgressCallback
+from llmindex.records import at_least_one
 from llmindex.store.files import check_name, replacing
 from llmindex.store.reader import VectorStore
 from llmindex_training import pairs as pair_files
 from llmindex_training import text_columns
 from llmindex_training.pairs import NEGATIVE, PAIR, TEXT
-from llmindex_training.whole import at_least_one
 
 DEFAULT_K = 30
 DEFAULT_MARGIN = 0.05

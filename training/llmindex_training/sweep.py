@@ -21,7 +21,7 @@ from llmindex.encode.settings import EncoderOptions
 from llmindex.encode.spec import POOLINGS, EncoderSpec, Pooling
 from llmindex.errors import AdapterError, UsageError
 from llmindex.progress import ProgressCallback
-from llmindex.records import Vectors
+from llmindex.records import Vectors, at_least_one
 from llmindex.store.files import replacing
 from llmindex_training.evaluate import Encoding
 from llmindex_training.evaluate_clustering import SEEDS, kmeans_v_measure
@@ -29,7 +29,6 @@ from llmindex_training.evaluate_retrieval import retrieval_measures
 from llmindex_training.evaluate_sts import sts_measure
 from llmindex_training.evaluation_data import EvaluationSet, LabelledTexts, RetrievalSet, listed
 from llmindex_training.readings import Read, Reader
-from llmindex_training.whole import at_least_one
 
 
 @dataclass(frozen=True, slots=True)
