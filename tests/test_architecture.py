@@ -39,7 +39,7 @@ TRAINING_LAYERS = (
     "text_columns noise structure instructions translate filters instruct methods pairs_report augment",
     "recipe pairs loss gradcache distributed random_states step run_folder reporting lora",
     "evaluation_data evaluate evaluate_clustering evaluate_retrieval evaluate_sts readings sweep mteb_model",
-    "adapter scoring trainer mining",
+    "quantize adapter scoring trainer mining",
     "attention attention_plot",
     "exported_pooling export_tokenizer export_modules export_card export_parity export",
 )

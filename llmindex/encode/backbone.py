@@ -69,15 +69,12 @@ class Backbone(Decoder):
             AdapterError: the adapter does not fit, or does not move the output.
             UsageError: it has no such layer.
         """
-        self.model: Any = _load(folder, placement, attention, trust_remote_code)
-        self._device = placement.device
         self.folder = folder
+        self._hold(_load(folder, placement, attention, trust_remote_code), placement)
         config = self.model.config.get_text_config()
         self.max_positions = getattr(config, "max_position_embeddings", None)
         self._short = _longest_short(config)
-        stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
         layers = int(config.num_hidden_layers)
-        self.layers = next((module for module in stacks if len(module) == layers), None)
         self.layer = -1
         self._caught: dict[int, Tensor] = {}
         self._tapped: dict[int, Tensor] | None = None
@@ -102,6 +99,27 @@ class Backbone(Decoder):
                 "vectors beside a longer one; use another model, or --attention causal"
             )
         self._try_packing()
+
+    def load_again(self, placement: Placement, quantization: object) -> None:
+        """Hold all of the model's layers in fewer bits from now on, without an adapter; what was held is let go first.
+
+        Args:
+            placement: where, and what is computed in.
+            quantization: transformers' configuration of how.
+
+        Raises:
+            ModelError: it cannot be loaded in that way.
+        """
+        del self.model, self.layers
+        attention: Attention = "bidirectional" if self._needs_mask else "causal"
+        self._hold(_load(self.folder, placement, attention, False, quantization), placement)
+
+    def _hold(self, model: Any, placement: Placement) -> None:  # noqa: ANN401
+        self.model: Any = model
+        self._device = placement.device
+        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        layers = int(model.config.get_text_config().num_hidden_layers)
+        self.layers = next((module for module in stacks if len(module) == layers), None)
 
     @property
     def bytes(self) -> int:
@@ -256,9 +274,13 @@ def _longest_short(config: Any) -> float:  # noqa: ANN401 - of transformers
     )
 
 
-def _load(folder: Path, placement: Placement, attention: Attention, trust_remote_code: bool) -> Any:  # noqa: ANN401
+def _load(
+    folder: Path, placement: Placement, attention: Attention, trust_remote_code: bool, quantization: object = None
+) -> Any:  # noqa: ANN401
     from transformers import AutoConfig, AutoModel
 
+    # Quantised weights are made where they stay.
+    quantized = {"quantization_config": quantization, "device_map": {"": placement.device}} if quantization else {}
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
         if getattr(config, "is_encoder_decoder", False):
@@ -273,13 +295,14 @@ def _load(folder: Path, placement: Placement, attention: Attention, trust_remote
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **quantized,
             )
         _check_whole(folder, [*loaded["missing_keys"], *loaded["mismatched_keys"]])
         if attention == "bidirectional":
             for module in model.modules():
                 if hasattr(module, "is_causal"):
                     module.is_causal = False
-        model.to(placement.device).eval()
+        (model if quantized else model.to(placement.device)).eval()
     except torch.OutOfMemoryError as error:
         raise does_not_fit(folder, placement) from error
     except ModelError:

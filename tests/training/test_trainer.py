@@ -17,7 +17,7 @@ from llmindex.encode.whitening import Whitening
 from llmindex.errors import AdapterError, CorpusError, MissingPackage, ModelError, RecipeError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import adapter as training_adapter
-from llmindex_training import lora, trainer
+from llmindex_training import lora, quantize, trainer
 from llmindex_training import recipe as recipes
 from llmindex_training.evaluate_clustering import kmeans_v_measure
 from llmindex_training.evaluation_data import LabelledTexts
@@ -290,7 +290,7 @@ def test_bad_recipes(
 def test_quantized(pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     # The same on a CPU, but for its kernel that lets no gradients through.
-    monkeypatch.setattr(training_adapter, "_QUANTIZING", ("cpu",))
+    monkeypatch.setattr(quantize, "_DEVICES", ("cpu",))
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
     recipe = tiny_recipe(tiny_model, "model.quantize=true", "model.whitening=8")
     encoder = training_adapter.load_base(recipe, "cpu")
@@ -309,10 +309,28 @@ def test_quantized(pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: p
     assert Encoder.load(str(report.adapter)).encode(TEXTS).shape == (3, 8)
 
 
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_a_quantized_backbone_attends_as_asked_and_is_there_once(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], attention: str
+) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(quantize, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
+    recipe = tiny_recipe(tiny_model, "model.quantize=true", f"model.attention={attention}", "model.lora_dropout=0")
+    backbone = training_adapter.load_base(recipe, "cpu").backbone
+    ids_BT = torch.tensor([[300, 310, 320, 330], [300, 310, 320, 350]])
+    with torch.no_grad():
+        first_BD = backbone(ids_BT, torch.ones_like(ids_BT))[:, 0]
+    assert torch.equal(first_BD[0], first_BD[1]) == (attention == "causal")
+    # Layers in full, beside those of 4 bits, would take what quantising saves.
+    assert any(module is backbone.layers for module in backbone.model.modules())
+    assert "Loading" not in capfd.readouterr().err
+
+
 def test_quantized_without_its_package(
     pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_adapter, "_QUANTIZING", ("cpu",))
+    monkeypatch.setattr(quantize, "_DEVICES", ("cpu",))
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)

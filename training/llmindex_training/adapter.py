@@ -4,7 +4,6 @@ The adapter is trained on the bare decoder, whose layers it names; peft's wrappi
 differently, and such an adapter would silently load nothing onto a bare decoder.
 """
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -22,19 +21,16 @@ from llmindex.encode import models
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.encode.whitening import Whitening
-from llmindex.errors import AdapterError, MissingPackage, ModelError, NoEffect, RecipeError, UsageError
+from llmindex.errors import AdapterError, ModelError, NoEffect, RecipeError, UsageError
 from llmindex.progress import ProgressCallback
 from llmindex.store.files import make_folder, replacing
+from llmindex_training import quantize
 from llmindex_training.recipe import Model, Recipe
 
 logger = logging.getLogger(__name__)
 
 # Merging rounds the weights once to the backbone's dtype; a wrong or missing adapter is far below this.
 _LEAST_COSINE = 0.99
-
-# Device types. On CPUs with bfloat16, bitsandbytes repacks the weights when a model is evaluated, and the repacked ones
-# let no gradients through.
-_QUANTIZING = ("cuda",)
 
 # Key of a recipe for each option that the encoder's messages may name.
 _KEYS = {
@@ -98,6 +94,7 @@ def load_base(recipe: Recipe, device: str) -> Encoder:
     Raises:
         ModelError: the backbone cannot be found or loaded.
         RecipeError: it is not up to the recipe's lengths, or there is no such device.
+        MissingPackage: it is to be quantised, without bitsandbytes.
     """
     model = recipe.model
     found = _find(model)
@@ -114,7 +111,12 @@ def load_base(recipe: Recipe, device: str) -> Encoder:
         engine="transformers",
     )
     try:
-        encoder = Encoder.from_options(options)
+        if model.quantize:
+            encoder = quantize.load(
+                device, options.dtype, lambda place: Encoder.from_options(replace(options, device=place))
+            )
+        else:
+            encoder = Encoder.from_options(options)
     except UsageError as error:
         raise RecipeError(in_keys(str(error))) from error
     except ModelError as error:
@@ -141,7 +143,6 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
     Raises:
         RecipeError: a name in ``model.lora_targets`` is not that of linear layers of the decoder, and of these alone.
         AdapterError: the base's adapter does not fit the decoder.
-        MissingPackage: quantised training without bitsandbytes.
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
@@ -152,7 +153,6 @@ def attach(encoder: Encoder, recipe: Recipe) -> Any:  # noqa: ANN401 - a PeftMod
     if start is None:  # the layers of one that is trained further are named by its weights
         lora.check_targets(encoder.backbone.model, options.lora_targets)
     if options.quantize:
-        _quantize(encoder)
         prepare_model_for_kbit_training(encoder.backbone.model, use_gradient_checkpointing=False)
     if encoder.placement.device.type == "cpu":
         # The backward pass of the fused attention takes a CPU longer than the plain one's at the lengths trained on.
@@ -353,26 +353,3 @@ def _prove(encoder: Encoder, folder: Path) -> float:
             f"the adapter that was saved is not the one that was trained: cosine {lowest:.4f} between their embeddings"
         )
     return lowest
-
-
-def _quantize(encoder: Encoder) -> None:
-    """Load the decoder once more, in 4 bits (Dettmers et al., arXiv 2305.14314, section 3)."""
-    device = encoder.placement.device
-    if device.type not in _QUANTIZING:
-        raise ModelError("model.quantize needs a CUDA GPU; leave it out to train on this machine")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingPackage("model.quantize needs bitsandbytes: pip install bitsandbytes")
-    from transformers import AutoModel, BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=encoder.placement.dtype,
-    )
-    encoder.backbone.model = AutoModel.from_pretrained(
-        encoder.backbone.model.config.name_or_path,
-        quantization_config=config,
-        device_map={"": device},
-        use_safetensors=True,
-    )
