@@ -1,34 +1,16 @@
 """Hits as a table for people or as JSON lines for programs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from llmindex_cli.console import Column, print_json, print_table
 
+if TYPE_CHECKING:
+    from llmindex.records import Hit
+    from llmindex_cli.resident.protocol import ResidentHit
 
-class AnyHit(Protocol):
-    """What is shown of a hit, wherever it comes from; ``llmindex.records.Hit`` is one."""
-
-    @property
-    def rank(self) -> int:
-        """1 for the best."""
-
-    @property
-    def id(self) -> str:
-        """The document's id."""
-
-    @property
-    def score(self) -> float:
-        """Higher is nearer."""
-
-    @property
-    def text(self) -> str:
-        """The document's text."""
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The corpus's other columns."""
-
+AnyHit: TypeAlias = "Hit | ResidentHit"
+"""A hit, found in this process or by the resident searcher."""
 
 _COLUMNS = (
     Column("rank", align="right"),
