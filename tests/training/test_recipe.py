@@ -98,6 +98,7 @@ def test_a_value_of_another_type(setting: str, why: str) -> None:
     [
         "data.max_tokens=0",
         "data.max_per_source=-1",
+        "data.query_prompt=true",
         "data.held_out=-1",
         "data.seed=-1",
         "data.seed=4294967296",
@@ -233,7 +234,7 @@ def test_changes_are_named() -> None:
             matryoshka=st.lists(WHOLE).map(tuple),
         ),
         optim=st.builds(Optim, learning_rate=POSITIVE, max_grad_norm=POSITIVE, steps=st.integers(0, 9), dtype=TEXTS),
-    )
+    ).filter(lambda recipe: bool(recipe.model.query_prompt) or not recipe.data.query_prompt)
 )
 def test_toml_gives_the_recipe_back(recipe: Recipe) -> None:
     values = tomllib.loads(recipe.to_toml())

@@ -38,7 +38,7 @@ class Data:
         max_per_source: at most so many pairs of one source, drawn at random; 0 for all.
         batches: "mixed" draws from all sources; "source" makes each batch of one source, whose in-batch negatives
             are harder (Nussbaum et al., arXiv 2402.01613, section 3.2).
-        query_prompt: wrap ``text`` in the query prompt instead of the documents'.
+        query_prompt: wrap ``text`` in the query prompt, which the model has to have, instead of the documents'.
         held_out: pairs that are kept from training to score the checkpoints with.
         seed: of the drawing, the adapter's first weights and dropout.
     """
@@ -334,6 +334,8 @@ def _check_ranges(name: str, recipe: Recipe) -> None:
     rules = {
         "data.max_tokens must be at least 1": data.max_tokens >= 1,
         "data.max_per_source must not be negative": data.max_per_source >= 0,
+        "data.query_prompt must be false where model.query_prompt is empty": bool(model.query_prompt)
+        or not data.query_prompt,
         "data.held_out must not be negative": data.held_out >= 0,
         "data.seed must be from 0 to 4294967295": 0 <= data.seed < 2**32,
         "model.base must name a model": bool(model.base),
