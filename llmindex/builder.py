@@ -4,12 +4,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from llmindex import resuming
-from llmindex.corpus import Corpus, CorpusOptions, Position
+from llmindex.corpus import Corpus, CorpusOptions, Position, Sources, listed
 from llmindex.corpus.discovery import STDIN
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import BuildInterrupted, MissingPackage, UsageError, reindex_command
@@ -24,8 +24,6 @@ from llmindex.store.writer import SHARD_ROWS, VectorWriter
 if TYPE_CHECKING:
     from llmindex.encode.encoder import Encoder
     from llmindex.encode.helpers import Helpers
-
-Sources: TypeAlias = str | Path | Sequence[str | Path] | pa.Table
 
 _PLAN_SAMPLE = 64
 _PLAN_WINDOW = 2048
@@ -146,9 +144,9 @@ def build(
         LlmindexError: anything else that a user can act on; an index that was there is untouched or smaller, but valid.
     """
     started = time.perf_counter()
-    listed = _listed(sources)
-    _check_options(listed, factory, recall, memory)
-    with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
+    named = listed(sources)
+    _check_options(named, factory, recall, memory)
+    with Corpus.open(named, corpus or CorpusOptions(), on_progress) as opened:
         path = _place(index, opened)
         resuming.check_place(path, overwrite)
         from llmindex.encode import helpers  # not before what needs no model is refused: torch takes seconds to load
@@ -204,9 +202,9 @@ def plan(
 
     Every text is tokenised; the speed is measured on a sample. The stages are "scan", "measure" and "count".
     """
-    listed = _listed(sources)
-    _check_options(listed, factory, recall, memory)
-    with Corpus.open(listed, corpus or CorpusOptions(), on_progress) as opened:
+    named = listed(sources)
+    _check_options(named, factory, recall, memory)
+    with Corpus.open(named, corpus or CorpusOptions(), on_progress) as opened:
         from llmindex.encode import helpers
 
         model = helpers.load(encoder)
@@ -360,20 +358,6 @@ def _tokens_per_second(encoder: "Encoder", texts: list[str], on_progress: Progre
     started = time.perf_counter()
     encoder.forward(tokens, on_tokens=report)
     return float(tokens.offsets[-1]) / (time.perf_counter() - started)
-
-
-def _listed(sources: Sources) -> Sequence[str | Path] | pa.Table:
-    if isinstance(sources, pa.Table):
-        return sources
-    # What is made of columns, such as a frame of pandas, would be taken for a list of files by their names.
-    listed = [sources] if isinstance(sources, str | Path) or hasattr(sources, "columns") else list(sources)
-    for source in listed:
-        if not isinstance(source, str | Path):
-            kind = type(source).__name__
-            raise UsageError(
-                f"a corpus is files or a pyarrow.Table, not {kind}; pyarrow.table(frame) makes one of a data frame"
-            )
-    return listed
 
 
 def _check_options(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import pyarrow as pa
 
@@ -26,6 +26,9 @@ from llmindex.corpus.source import Chunk, Source, SourceFile, changed, counted, 
 from llmindex.corpus.window import GrowingWindow, Position, Window
 from llmindex.errors import CorpusError, UsageError
 from llmindex.progress import Progress, ProgressCallback
+
+Sources: TypeAlias = str | Path | Iterable[str | Path] | pa.Table
+"""Of a corpus: files, folders, globs, "-" for standard input; or a table in memory."""
 
 _LISTED_FILES = 100
 
@@ -88,7 +91,7 @@ class Corpus:
     @classmethod
     def open(
         cls,
-        sources: Sequence[str | Path] | str | Path | pa.Table,
+        sources: Sources,
         options: CorpusOptions = _DEFAULTS,
         on_progress: ProgressCallback | None = None,
     ) -> Self:
@@ -101,11 +104,12 @@ class Corpus:
 
         Raises:
             CorpusError: a source is missing, unreadable, broken or empty, or has not the columns that are needed.
+            UsageError: as :func:`listed`, or there is no source.
         """
         if isinstance(sources, pa.Table):
             table = TableSource(sources)
             return cls([table], options, table.label)
-        names = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+        names = [str(source) for source in listed(sources)]
         if not names:
             raise UsageError("no corpus named; name files, folders, or - for standard input")
         with ExitStack() as resources:
@@ -186,6 +190,25 @@ class Corpus:
         return CorpusError(
             f"{_label(self._sources)} has no usable text: {counted(self.rows, 'row')}, all bad ({kinds}){remedy}"
         )
+
+
+def listed(sources: Sources) -> Sequence[str | Path] | pa.Table:
+    """Sources as they can be gone through twice, wherever they come from.
+
+    Raises:
+        UsageError: they are neither files nor a table.
+    """
+    if isinstance(sources, pa.Table):
+        return sources
+    # What is made of columns, such as a frame of pandas, would be taken for a list of files by their names.
+    found = [sources] if isinstance(sources, str | Path) or hasattr(sources, "columns") else list(sources)
+    for source in found:
+        if not isinstance(source, str | Path):
+            kind = type(source).__name__
+            raise UsageError(
+                f"a corpus is files or a pyarrow.Table, not {kind}; pyarrow.table(frame) makes one of a data frame"
+            )
+    return found
 
 
 def _guarded_chunks(source: Source, skip: int, wanted: pa.Schema) -> Iterator[Chunk]:

@@ -18,10 +18,12 @@ from llmindex.errors import RecipeError, UsageError
 from llmindex_training import evaluation_data, mining, trainer
 from llmindex_training import pairs as pair_files
 from llmindex_training import recipe as recipes
+from llmindex_training.augment import make_pairs
 from llmindex_training.evaluate_clustering import evaluate_clustering
 from llmindex_training.evaluate_retrieval import evaluate_retrieval
 from llmindex_training.evaluate_sts import evaluate_sts
 from llmindex_training.evaluation_data import EvaluationSet, LabelledTexts, RetrievalSet, SentencePairs
+from llmindex_training.methods import PairsOptions
 from llmindex_training.recipe import Loss, Optim, Recipe
 from llmindex_training.sweep import Grid, sweep
 from tests.training_runs import COUNT, tiny_recipe, write_pairs
@@ -170,3 +172,21 @@ def test_sets_are_read_by_the_names_of_files(tmp_path: Path) -> None:
         assert sizes == {read(str(path), sample=sample).size} <= {4, 8, 2}
         with pytest.raises(UsageError, match=r"^--sample 2.5 must be a whole number$"):
             read(path, sample=2.5)  # type: ignore[arg-type]
+
+
+def test_pairs_are_made_of_whatever_holds_a_corpus(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), corpus)
+    numbers: dict[str, Any] = {"variants": np.int64(2), "limit": np.int32(5), "seed": np.int64(7)}
+    for number, sources in enumerate([corpus, iter([str(corpus)])]):
+        options = PairsOptions(methods=("noise",), **numbers)
+        assert make_pairs(sources, tmp_path / f"{number}.parquet", options).pairs > 0
+    plain = make_pairs([corpus], tmp_path / "0.parquet", PairsOptions(methods=("noise",), variants=2, limit=5, seed=7))
+    assert plain.complete_before
+    frame: Any = pytest.importorskip("pandas").DataFrame({"text": TEXTS})
+    with pytest.raises(UsageError, match=r"^a corpus is files or a pyarrow\.Table, not DataFrame;"):
+        make_pairs(frame, tmp_path / "frame.parquet")
+    for name, value, why in (("limit", 2.5, "a whole number"), ("variants", 0, "at least 1")):
+        wrong: dict[str, Any] = {name: value}
+        with pytest.raises(UsageError, match=rf"^--{name} {value} must be {why}$"):
+            make_pairs(corpus, tmp_path / "wrong.parquet", PairsOptions(methods=("noise",), **wrong))

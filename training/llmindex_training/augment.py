@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmindex.corpus import Corpus, CorpusOptions
+from llmindex.corpus import Corpus, CorpusOptions, Sources, listed
 from llmindex.errors import CorpusError, Interrupted, UsageError
 from llmindex.folder import LOCK_NAME
 from llmindex.progress import Progress, ProgressCallback
@@ -47,7 +47,7 @@ _DEFAULTS = PairsOptions()
 
 
 def make_pairs(
-    sources: Sequence[str | Path] | str | Path | pa.Table,
+    sources: Sources,
     output: str | Path,
     options: PairsOptions = _DEFAULTS,
     *,
@@ -75,9 +75,10 @@ def make_pairs(
     started = time.perf_counter()
     output = Path(output)
     check_name(output)
-    if not isinstance(sources, pa.Table):
-        _check_apart(output, [sources] if isinstance(sources, str | Path) else sources)
-    with Corpus.open(sources, corpus, on_progress) as opened:
+    named = listed(sources)
+    if not isinstance(named, pa.Table):
+        _check_apart(output, named)
+    with Corpus.open(named, corpus, on_progress) as opened:
         plan = Plan.of(options, opened.schema)
         record = plan.record() | {"corpus": opened.record}
         made = _made_here(output) if output.exists() else None
@@ -87,7 +88,7 @@ def make_pairs(
             if overwrite:
                 _clear(folder)
             part_rows = _agreed(folder, output, record, plan)
-            run = _Run(opened, plan, options.limit, folder, on_progress)
+            run = _Run(opened, plan, plan.limit, folder, on_progress)
             run.go(part_rows)
             return _assemble(output, record, run, started)
 

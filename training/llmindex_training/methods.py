@@ -4,15 +4,17 @@ A candidate depends on its document, the settings and the seed alone (with a gen
 its part), never on what was made before it. Heavy things load when a method that needs them is prepared.
 """
 
+import operator
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import pyarrow as pa
 
 from llmindex.corpus.columns import RESERVED
 from llmindex.errors import CorpusError, UsageError
+from llmindex.records import at_least_one
 from llmindex_training import filters, noise, structure
 from llmindex_training.instructions import INSTRUCTIONS, choose_instructions
 
@@ -118,11 +120,13 @@ class Plan:
         methods: in the order of ``METHODS``.
         title_column: in the corpus's own naming; None if no method needs it.
         per_document: the most candidates of one document.
+        limit: documents to take; None for all.
     """
 
     def __init__(self, options: PairsOptions, methods: tuple[Method, ...], title_column: str | None) -> None:
         self.methods = methods
         self.title_column = title_column
+        self.limit = options.limit
         self._options = options
         self._instructions = options.instructions or tuple(INSTRUCTIONS)
         kinds = {"noise": len(noise.KINDS), "instruct": len(self._instructions)}
@@ -142,9 +146,12 @@ class Plan:
             UsageError: an option cannot work.
             CorpusError: there is no such title column, or it holds no text.
         """
-        for name in ("variants", "limit"):
-            if (value := getattr(options, name)) is not None and value < 1:
-                raise UsageError(f"--{name} {value} must be at least 1")
+        options = replace(
+            options,
+            variants=at_least_one("--variants", options.variants),
+            limit=None if options.limit is None else at_least_one("--limit", options.limit),
+            seed=operator.index(options.seed),
+        )
         if unknown := [method for method in options.methods if method not in METHODS]:
             raise UsageError(f'unknown method "{unknown[0]}"; one of {", ".join(METHODS)}')
         if strange := [name for name in options.instructions if name not in INSTRUCTIONS]:
