@@ -171,6 +171,13 @@ def configure(folder: Path, **values: object) -> None:
     (folder / "config.json").write_text(json.dumps(config | values))
 
 
+def announce(file: Path, header: int) -> None:
+    """Have a file of safetensors say that its header is as long, and be long enough."""
+    with file.open("r+b") as opened:
+        opened.write(header.to_bytes(8, "little"))
+        opened.truncate(header + 100)
+
+
 def set_weights(folder: Path, value: float) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -178,6 +185,11 @@ def set_weights(folder: Path, value: float) -> None:
     weights = load_file(folder / "model.safetensors")
     filled = {name: torch.full_like(tensor, value) for name, tensor in weights.items()}
     save_file(filled, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def replace_by_device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/null")
 
 
 def replace_by_failing(file: Path) -> None:
@@ -198,6 +210,12 @@ def replace_by_failing(file: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
         (lambda folder: (folder / "config.json").write_text("[" * 100_000), "is damaged"),
         (lambda folder: configure(folder, num_hidden_layers=3), "do not hold .* of the weights"),
+        (lambda folder: configure(folder, num_hidden_layers=1 << 40), "is damaged: config.json asks for 10995116"),
+        (lambda folder: configure(folder, text_config={"num_hidden_layers": 10**9}), "asks for 10{9} layers"),
+        (lambda folder: replace_by_device(folder / "tokenizer.json"), "tokenizer.json is not a regular file"),
+        (lambda folder: replace_by_device(folder / "tokenizer_config.json"), "_config.json is not a regular file"),
+        (lambda folder: os.mkfifo(folder / "more.safetensors"), "more.safetensors is not a regular file"),
+        (lambda folder: announce(folder / "model.safetensors", 1 << 27), "model.safetensors is cut short"),
         (lambda folder: configure(folder, model_type="gpt2"), "do not hold .* of the weights"),
         (lambda folder: configure(folder, hidden_size=64), "cannot load|do not hold"),
         (lambda folder: configure(folder, num_attention_heads=0), "cannot load"),

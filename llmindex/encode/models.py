@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llmindex.encode import adapter, embedded
 from llmindex.encode.adapter import Adapter
@@ -32,6 +33,9 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _VOLATILE_CONFIG = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _SAMPLE_BYTES = 4096
+# As safetensors itself bounds them.
+_LARGEST_HEADER = 100_000_000
+_MOST_LAYERS = 10_000
 _SHOWN = 200
 
 
@@ -271,9 +275,9 @@ def _identity(folder: Path) -> str:
     if not weights:
         raise ModelError(f'model "{folder}" has no safetensors weights (other formats can run code and are not read)')
     try:
+        _check_files(folder)
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("config.json is not a JSON object")
+        _check_config(config)
         kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
         for name in _TOKENIZER_FILES:
@@ -287,6 +291,23 @@ def _identity(folder: Path) -> str:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f'model "{folder}" is damaged: {one_line(error)}') from error
     return digest.hexdigest()
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a pipe, which would be waited for, and a device, which may have no end."""
+    for path in (path for kind in _FETCHED for path in folder.glob(kind)):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path.name} is not a regular file")
+
+
+def _check_config(config: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    """Refuse layers without end, too: they are made first, and their weights looked for then."""
+    if not isinstance(config, dict):
+        raise ValueError("config.json is not a JSON object")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        layers = part.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > _MOST_LAYERS:
+            raise ValueError(f"config.json asks for {layers} layers")
 
 
 def _what_was_meant(folder: Path) -> str:
@@ -303,7 +324,7 @@ def _tensor_samples(file: Path) -> Iterator[bytes]:
     with file.open("rb") as handle:
         start = handle.read(8)
         header_size = int.from_bytes(start, "little")
-        if len(start) < 8 or header_size > file.stat().st_size:
+        if len(start) < 8 or header_size > min(file.stat().st_size, _LARGEST_HEADER):
             raise ValueError(f"{file.name} is cut short")
         header = json.loads(handle.read(header_size))
         header.pop("__metadata__", None)
