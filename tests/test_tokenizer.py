@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Backend
 from llmindex.encode import tokenizer as tokenizers
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.tokenizer import Tokenizer
+from llmindex.errors import ModelError
 from tests.conftest import TRAINING_TEXT
 
 TEXTS = [
@@ -89,6 +90,18 @@ def test_files_beside_are_left_to_transformers(tiny_model: Path, tmp_path: Path,
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (folder / name).write_text("{}")
     assert tokenizers._plain(folder) is None
+
+
+def test_a_tokenizer_that_panics_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    """Such as one with a regular expression that gives up on a text."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    tokenizer = Tokenizer(folder)
+    assert tokenizer(["abc"])
+    with pytest.raises(ModelError, match=r'^the tokenizer of ".*model" fails: Onig: .*limit'):
+        tokenizer(["a" * 40 + "!"])
 
 
 def prepends() -> Backend:

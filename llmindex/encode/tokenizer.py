@@ -1,6 +1,8 @@
 """Texts to token ids."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,13 @@ class Tokenizer:
             ModelError: it is damaged, or no fast one.
         """
         # Reading it without transformers saves the seconds that importing that takes.
-        backend, named = _plain(folder) or _by_transformers(folder, trust_remote_code)
-        backend.no_truncation()
-        backend.no_padding()
+        with _panics_told(folder):
+            backend, named = _plain(folder) or _by_transformers(folder, trust_remote_code)
+            backend.no_truncation()
+            backend.no_padding()
+            self._continuing = continuing(backend)
+        self._folder = folder
         self._backend = backend
-        self._continuing = continuing(backend)
         self.eos: int | None = _id(backend, named["eos_token"])
         bos = _id(backend, named["bos_token"])
         self.bos: list[int] = [] if bos is None or backend.encode("a").ids[:1] != [bos] else [bos]
@@ -51,9 +55,24 @@ class Tokenizer:
         Args:
             texts: n texts.
             begins: whether each stands at the beginning, or follows other text.
+
+        Raises:
+            ModelError: the tokenizer gives up on a text.
         """
         backend = self._backend if begins else self._continuing
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        with _panics_told(self._folder):
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@contextmanager
+def _panics_told(folder: Path) -> Iterator[None]:
+    """Make a ModelError of a panic in tokenizers, which is no Exception and comes of a regular expression, for one."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of pyo3, in no module that could be imported
+            raise
+        raise ModelError(f'the tokenizer of "{folder}" fails: {one_line(error)}') from error
 
 
 def continuing(backend: Any) -> Any:  # noqa: ANN401 - a tokenizer of tokenizers
