@@ -1,5 +1,6 @@
 """Which documents a condition selects, for columns of every type, and what is no condition."""
 
+import signal
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -196,6 +197,17 @@ def test_a_variable_of_the_program_is_no_table(store: VectorStore) -> None:
     assert qualifying(store, "number < 2").mask.sum() == 2
     with pytest.raises(UsageError):
         qualifying(store, "number IN (SELECT number FROM other)")
+
+
+def test_a_condition_that_takes_long_is_interrupted(store: VectorStore) -> None:
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            qualifying(store, " AND ".join(["id = 'x'"] * 20_000))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_columns_that_differ_in_capitals_alone(tmp_path: Path) -> None:

@@ -96,6 +96,10 @@ def qualifying(store: VectorStore, where: Where) -> Qualifying:
             return _by_sql(store, database, where, faults)
         except duckdb.Error as error:
             raise faults[0] if faults else _refused(store, str(error)) from error
+        except RuntimeError as error:
+            if "interrupted" in str(error).lower():  # all that duckdb leaves of Ctrl-C
+                raise KeyboardInterrupt from error
+            raise
 
 
 def _by_sql(store: VectorStore, database: Database, where: str, faults: list[LlmindexError]) -> Qualifying:
