@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -98,14 +98,13 @@ def train(
             cosine = distributed.from_first(lambda: _keep_best(trainer, encoder, recipe, folder, on_progress))
         except KeyboardInterrupt as interrupt:
             raise Interrupted(f"all {len(deal.steps):,} steps are done, the adapter is yet to be made") from interrupt
-        log = folder.read_log()
         return TrainReport(
             run=folder.path,
             adapter=folder.adapter,
             pairs=len(pairs),
             steps=len(deal.steps),
             kept_steps=trainer.kept_steps,
-            scores={int(entry["step"]): entry["score"] for entry in log if "score" in entry},
+            scores=_scores(folder.read_log()),
             tokens=tokens,
             tokens_per_s=tokens / trainer.step_seconds if tokens else 0.0,
             seconds=time.perf_counter() - started,
@@ -379,8 +378,13 @@ def _finished(folder: RunFolder, recipe: Recipe, pairs: int) -> TrainReport:
     log = folder.read_log()
     if not log:
         raise CorruptStore(f"{folder.path} has lost its log; {folder.adapter} is whole, and --overwrite starts afresh")
-    scores = {int(entry["step"]): entry["score"] for entry in log if "score" in entry}
-    taken = max((int(entry["step"]) for entry in log), default=0)
+    scores = _scores(log)
+    taken = max(int(entry["step"]) for entry in log)
     best = max((step for step in scores if step), key=lambda step: scores[step], default=taken)
     kept = _averaged(taken, recipe) if recipe.optim.average else (best,)
     return TrainReport(folder.path, folder.adapter, pairs, taken, kept, scores, complete_before=True)
+
+
+def _scores(log: Sequence[Mapping[str, float]]) -> dict[int, float]:
+    """Score by step."""
+    return {int(entry["step"]): entry["score"] for entry in log if "score" in entry}
