@@ -8,11 +8,12 @@ import numpy as np
 
 from llmindex.errors import StorageError, UsageError, reindex_command
 from llmindex.index.effort import find_effort, measure, tune
-from llmindex.index.faiss_index import Index, map_index, with_gpu
+from llmindex.index.faiss_index import map_index, with_gpu
 from llmindex.index.lists import are_last, write_lists
 from llmindex.index.planner import (
     DEFAULT_RECALL,
     ROUNDS,
+    Index,
     IndexPlan,
     check_recall,
     faiss_reason,

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmindex.index.faiss_index import Index
-from llmindex.index.planner import require_faiss
+from llmindex.index.planner import Index, require_faiss
 from llmindex.index.recall import NEIGHBORS, Sample, least_effort, recalls
 from llmindex.index.rescore import nearest_of
 from llmindex.progress import Progress, ProgressCallback

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from llmindex.errors import StaleIndex, UsageError, reindex_command
 from llmindex.index.filtered import FilteredIndex, Filters
 from llmindex.index.neighbors import Neighbors
-from llmindex.index.planner import faiss_reason, require_faiss
+from llmindex.index.planner import Index, faiss_reason, require_faiss
 from llmindex.index.rescore import nearest_of
 from llmindex.records import Rows, Vectors
 from llmindex.store.manifest import IndexRecord, Manifest
@@ -33,9 +33,6 @@ _PARAMETERS = re.compile(r"((?:nprobe|efSearch)=[1-9]\d{0,8})?(?:,rescore=([1-9]
 _GPU_MOST: Final = 2_048
 
 T = TypeVar("T")
-
-Index = Any
-"""A ``faiss.Index``: FAISS has no types."""
 
 
 class VectorIndex:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmindex.index.neighbors import Neighbors, compare
-from llmindex.index.planner import require_faiss
+from llmindex.index.planner import Index, require_faiss
 from llmindex.index.rescore import nearest_of
 from llmindex.records import Rows, Vectors
 from llmindex.store.reader import VectorStore
@@ -49,9 +49,6 @@ _THINNED: Final = 0.25
 _AT_ONCE: Final = 256
 
 _KEPT: Final = 4
-
-Index = Any
-"""A ``faiss.Index``: FAISS has no types."""
 
 
 def _searched_in_lists(faiss: Any) -> tuple[type, ...]:  # noqa: ANN401 - FAISS has no types

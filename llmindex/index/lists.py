@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmindex.index.faiss_index import Index, with_gpu
+from llmindex.index.faiss_index import with_gpu
 from llmindex.index.footprint import BUFFER, ROW
-from llmindex.index.planner import require_faiss
+from llmindex.index.planner import Index, require_faiss
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Rows, Vectors
 from llmindex.store.reader import VectorStore

@@ -47,6 +47,9 @@ _FLOAT = 4
 # Bytes of a link of a graph, and of a vector's place among them.
 _LINK, _LINK_HEAD = 4, 16
 
+Index = Any
+"""A ``faiss.Index``: FAISS has no types."""
+
 _FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cu13")
 
 
@@ -251,7 +254,7 @@ def check_factory(factory: str, dim: int) -> None:
     _empty(factory, dim)
 
 
-def _empty(factory: str, dim: int) -> Any:  # noqa: ANN401 - FAISS has no types
+def _empty(factory: str, dim: int) -> Index:
     """An index of the factory string that holds nothing; refused as :func:`check_factory` says."""
     numbers = [int(digits) for digits in re.findall(r"\d{1,20}", factory)]
     if len(factory) > _LONGEST_FACTORY or max(numbers, default=0) > _LARGEST_NUMBER:
@@ -270,7 +273,7 @@ def _empty(factory: str, dim: int) -> Any:  # noqa: ANN401 - FAISS has no types
     return index
 
 
-def _least_vectors(faiss: Any, index: Any) -> int:  # noqa: ANN401 - FAISS has no types
+def _least_vectors(faiss: Any, index: Index) -> int:  # noqa: ANN401 - FAISS has no types
     """How many vectors k-means must have: one for each list and each entry of a codebook."""
     lists = faiss.try_extract_index_ivf(index)
     inner = faiss.downcast_index(lists) if lists is not None else index
