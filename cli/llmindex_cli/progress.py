@@ -126,7 +126,7 @@ def progress() -> Iterator[ProgressCallback | None]:
         with _bar() as callback:
             yield callback
     else:
-        meter = LineMeter(lambda line: _write_line(line))
+        meter = LineMeter(_write_line)
         yield meter
         meter.finish()
 
