@@ -215,9 +215,9 @@ def plan(
         bad_rows: Mapping[str, int] = {}
         speed = 0.0
         for window in opened.windows(_PLAN_WINDOW):
-            made = model.tokenize(window.table.column("text").to_pylist())
-            sample = window.table.column("text").to_pylist()[:_PLAN_SAMPLE]
-            speed = speed or _tokens_per_second(model, sample, on_progress)
+            texts = window.table.column("text").to_pylist()
+            made = model.tokenize(texts)
+            speed = speed or _tokens_per_second(model, texts[:_PLAN_SAMPLE], on_progress)
             documents += len(made)
             tokens += int(made.offsets[-1])
             truncated += int(made.truncated.sum())
