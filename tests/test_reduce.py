@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
 from llmindex.cluster.reduce import COMPONENTS, EVENED_TO, Blocks, reduce, shift
 from llmindex.errors import MissingPackage
@@ -37,15 +38,25 @@ class TestReduce:
         assert reduced.projection is not None
         projected = reduced.projection(vectors).astype(np.float64)
         order = np.argsort(-projected @ projected.T, axis=1)[:, 1 : 1 + 200 // 20]
-        expected = 0.25 * projected + 0.75 * projected[order].mean(axis=1)
+        means = (projected + 10 * projected[order].mean(axis=1)) / 11
+        expected = 0.225 * projected + 0.775 * means
         assert np.allclose(reduced.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
-    def test_a_vector_keeps_a_quarter_of_itself(self) -> None:
+    def test_of_thirty_neighbours_a_vector_keeps_a_quarter_of_itself(self) -> None:
         vectors = np.eye(2, 3, dtype=np.float32)
         among = np.array([[0, 0, 1], [0, 1, 0]], np.float32)
-        moved = shift(vectors, np.array([[0, 0], [0, 1]]), among)
+        moved = shift(vectors, np.array([[0] * 30, [0, 1] * 15]), among)
         expected = np.array([[0.25, 0, 0.75], [0, 0.625, 0.375]])
         assert np.allclose(moved, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+
+    @pytest.mark.parametrize("k", [1, 2, 3, 4, 30])
+    def test_each_other_s_neighbours_come_nearer_and_do_not_become_one(self, k: int) -> None:
+        vectors = np.array([1, 0, 0], np.float32) + 1e-2 * make_vectors(k + 1, 3)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        others = np.array([[other for other in range(k + 1) if other != row] for row in range(k + 1)])
+        moved = shift(vectors, others, vectors)
+        after, before = (pdist(each.astype(np.float64)) for each in (moved, vectors))
+        assert after / before == pytest.approx(0.225, abs=5e-3)
 
     def test_copies_stay_copies(self) -> None:
         vectors = make_vectors(60, 16)[np.arange(300) % 60]

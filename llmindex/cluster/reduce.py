@@ -34,8 +34,9 @@ EVENED_TO = 4.0
 NEIGHBORHOOD = 30
 """Neighbours whose mean a vector moves to, where there are twenty times as many vectors."""
 
-OWN_SHARE = np.float32(0.25)
-"""How much of a vector stays where it was: without that, a few vectors apart from all others would become one."""
+KEPT = 0.225
+"""How much of its way to the mean of its neighbours and itself a vector does not go: vectors that are each other's
+neighbours, few or many, come nearer by that factor, and do not become one."""
 
 UMAP_DIM = 5
 UMAP_NEIGHBORS = 15
@@ -129,7 +130,8 @@ def shift(vectors: Vectors, rows: Rows, among: Vectors) -> Vectors:
     shares = np.full(count * k, np.float32(1 / k))
     # A product, because the vectors of all neighbours at once would be a multiple of the vectors.
     means = csr_array((shares, rows.ravel(), np.arange(0, count * k + 1, k)), (count, len(among))) @ among
-    return unit(OWN_SHARE * vectors + (1 - OWN_SHARE) * means)
+    own = np.float32((KEPT * k + 1) / (k + 1))  # what is kept, and its part in the mean
+    return unit(own * vectors + (1 - own) * means)
 
 
 def _mean_shift(vectors: Vectors, on_progress: ProgressCallback | None) -> tuple[Vectors, Vectors | None]:
