@@ -180,6 +180,21 @@ def test_words(text: str, expected: list[str]) -> None:
     assert words(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('<div class="post"><p>Plain <b>text</b></p>&nbsp;<a href=x>more</a></div>', ["Plain", "text", "more"]),
+        ("one<br/>two <!-- three --> four", ["one", "two", "four"]),
+        ("<style>p { color: red }</style><SCRIPT>let x</SCRIPT >end</p", ["end"]),
+        ("code: &lt;span&gt; in <i>markup</i>", ["code", "span", "in", "markup"]),
+        ("how to center a <div> in vector<int>, if a < b", ["how", "to", "center", "div", "in", "vector", "int", "if"]),
+        ("a cut <b>tag</b> <a href=", ["cut", "tag"]),
+    ],
+)
+def test_tags_are_no_words(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
 def test_overlapping_pairs_of_one_run_appear_once() -> None:
     texts = ["机器学习很好", "机器", "学习", "market"]
     assert keywords(texts, labels_of(0, 0, 0, 1))[0] == ("学习", "机器", "很好")
@@ -189,6 +204,8 @@ def test_hostile_text_takes_no_long_time() -> None:
     # Each would take minutes in a pattern that backtracks.
     for text in ("n" * 2_000, "1" * 2_000, "a." * 1_000, "a-" * 1_000, "&" * 2_000, "_" * 2_000, "'" * 2_000):
         words(text)
+    for text in ("<a" * 1_000, "<script " * 250, "<!--" * 500, "<a b" * 500):
+        words("</p>" + text)
 
 
 @settings(max_examples=50)

@@ -38,6 +38,13 @@ CONTRAST = 2.0
 """How much more frequent than elsewhere a keyword is in its cluster."""
 
 _NO_WORDS = re.compile(r"https?://\S+|\bwww\.\S+|\b\w+n['’]t\b|['’](?:s|re|ve|ll|d|m)\b", re.IGNORECASE)
+_MARKUP = re.compile(r"</[a-z]|<br\b", re.IGNORECASE)
+"""What a text in HTML or XML has, and one that only mentions a tag has not."""
+
+_TAGS = re.compile(
+    r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)|<[/!?a-z][^<>]*(?:>|\Z)", re.IGNORECASE | re.DOTALL
+)
+
 _FRAGMENTS = frozenset({"e.g", "e.g.", "i.e", "i.e.", "a.m.", "p.m."})
 _HAN = "\u3400-\u9fff\uf900-\ufaff"
 _EAST_ASIAN = re.compile(f"[\u3041-\u30ff{_HAN}]")
@@ -73,8 +80,8 @@ def keywords(texts: Iterable[str], labels: NDArray[np.int32], per_cluster: int =
 def words(text: str) -> list[str]:
     """Split a text into words as they are written: ``os.path``, ``HTTPServer``, ``C++``, ``naïve``, ``हिन्दी``.
 
-    Addresses, English contractions and words outside ``TERM_LENGTHS`` are left out. Runs of Han characters, which no
-    space divides, become overlapping pairs.
+    Addresses, tags of HTML, English contractions and words outside ``TERM_LENGTHS`` are left out. Runs of Han
+    characters, which no space divides, become overlapping pairs.
     """
     found = _pattern().findall(_NO_WORDS.sub(" ", _prepare(text)))
     if _EAST_ASIAN.search(text):
@@ -86,6 +93,8 @@ def _prepare(text: str) -> str:
     start = text[:TEXT_CHARACTERS]
     if len(start) < len(text):  # the last word may be half a word
         start = start[: max(start.rfind(" "), TEXT_CHARACTERS - TERM_LENGTHS.stop)]
+    if _MARKUP.search(start):  # before entities, by which a text shows tags
+        start = _TAGS.sub(" ", start)
     if "&" in start:
         start = html.unescape(start)
     return start if start.isascii() else unicodedata.normalize("NFC", start)
