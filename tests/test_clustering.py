@@ -318,3 +318,9 @@ class TestAssign:
 def parts(count: int) -> list[slice]:
     """The rows of each topic."""
     return [slice(count * each // 10, count * (each + 1) // 10) for each in range(10)]
+
+
+def test_a_notebook_shows_what_is_read_and_no_arrays(clustering: Clustering) -> None:
+    shown = repr(clustering)
+    assert "ClusterSummary(label=0, " in shown
+    assert "array" not in shown

@@ -1,6 +1,6 @@
 """What a clustering is: labels, and what is known of each cluster."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmindex.cluster.groups import Placement
 from llmindex.cluster.hdbscan_tree import Labels, Probabilities
@@ -44,12 +44,12 @@ class Clustering:
         placement: what it takes to place new documents.
     """
 
-    labels: Labels
-    probabilities: Probabilities
+    labels: Labels = field(repr=False)  # a notebook shows what is left: it is read, not scrolled through
+    probabilities: Probabilities = field(repr=False)
     options: ClusterOptions
     clusters: tuple[ClusterSummary, ...]
     noise_share: float
     assigned_share: float
     built_from: str
     seconds: float
-    placement: Placement
+    placement: Placement = field(repr=False)
