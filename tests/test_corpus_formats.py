@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmindex.corpus import Corpus, CorpusOptions, lines, plain_text, source
+from llmindex.corpus import Corpus, CorpusOptions, arrow_tables, lines, plain_text, source
 from llmindex.errors import CorpusError
 
 
@@ -352,6 +352,16 @@ class TestParquet:
         content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
         Path("d.parquet").write_bytes(content)
         assert error_of("d.parquet").startswith("cannot read d.parquet: ")
+
+    def test_a_long_value_of_many_rows_is_in_memory_for_few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(arrow_tables, "MAX_DOCUMENT_BYTES", 32 << 20)
+        long = "a" * (4 << 20)
+        texts = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 20), [long, "b"])
+        pq.write_table(pa.table({"text": texts}), "a.parquet")
+        opened = arrow_tables.ParquetSource(source.SourceFile.found(Path("a.parquet"), "a.parquet"))
+        chunks = [chunk.columns["text"].to_pylist() for chunk in opened.chunks(0, pa.schema([("text", pa.string())]))]
+        assert max(map(len, chunks)) == 7
+        assert [text for chunk in chunks for text in chunk] == [long, "b"] * 20
 
     def test_a_name_that_is_not_utf8(self) -> None:
         name = b"caf\xe9.parquet".decode(errors="surrogateescape")

@@ -4,9 +4,10 @@ A row group may be as large as the file, so columns are read through small buffe
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from llmindex.corpus.column_types import STRING, as_strings, conform, invalid_ut
 from llmindex.corpus.source import (
     CHUNK_BYTES,
     CHUNK_ROWS,
+    MAX_DOCUMENT_BYTES,
     Chunk,
     SourceFile,
     reading,
@@ -24,6 +26,10 @@ from llmindex.corpus.source import (
 from llmindex.errors import CorpusError
 
 _BUFFER_BYTES = 1 << 16
+# Writers keep the values of a column that occur more than once to about a megabyte.
+_USUAL_DICTIONARY = 2 << 20
+# The header of a page of such values in Thrift's compact form, up to its size before compression.
+_DICTIONARY = re.compile(rb"\x15\x04\x15([\x80-\xff]{0,4}[\x00-\x7f])", re.DOTALL)
 _HASHED_ROWS = 256
 
 
@@ -60,10 +66,17 @@ class ParquetSource:
                 if skip >= group.num_rows:
                     skip -= group.num_rows
                     continue
-                for batch in _batches(parquet, number):
+                for batch in _batches(parquet, number, self._large_dictionaries(group)):
                     if skip < batch.num_rows:
                         yield readable_rows(batch.slice(skip), wanted)
                     skip = max(0, skip - batch.num_rows)
+
+    def _large_dictionaries(self, group: pq.RowGroupMetaData) -> int:
+        """Bytes of the dictionaries of a row group that are larger than usual: each row may have as much of them."""
+        columns = (group.column(number) for number in range(group.num_columns))
+        with self._file.path.open("rb") as stream:
+            sizes = [_dictionary_bytes(stream, column) for column in columns if column.has_dictionary_page]
+        return sum(size for size in sizes if size > _USUAL_DICTIONARY)
 
     def where(self, row: int) -> str:
         """See :class:`Source`."""
@@ -74,11 +87,24 @@ class ParquetSource:
         return [self._file.identity()]
 
 
-def _batches(parquet: pq.ParquetFile, number: int) -> Iterator[pa.RecordBatch]:
-    """A row group in batches whose rows are the fewer the larger they are."""
+def _dictionary_bytes(stream: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
+    """The size of a column's dictionary in memory; where its header is not as expected, at most that of the column."""
+    stream.seek(column.dictionary_page_offset)
+    header = _DICTIONARY.match(stream.read(8))
+    if header is None:
+        return int(column.total_uncompressed_size)
+    # A number of Thrift's: seven bits a byte, the lowest first, and twice what it is.
+    digits: bytes = header[1]
+    return sum((digit & 0x7F) << (7 * place) for place, digit in enumerate(digits)) >> 1
+
+
+def _batches(parquet: pq.ParquetFile, number: int, dictionaries: int) -> Iterator[pa.RecordBatch]:
+    """A row group in batches whose rows are the fewer the larger they are, or may be."""
     group = parquet.metadata.row_group(number)
-    rows = CHUNK_BYTES * group.num_rows // max(1, group.total_byte_size)
-    return parquet.iter_batches(min(max(1, rows), CHUNK_ROWS), row_groups=[number], use_threads=False)  # type: ignore[no-any-return]
+    rows = min(CHUNK_ROWS, CHUNK_BYTES * group.num_rows // max(1, group.total_byte_size))
+    if dictionaries:
+        rows = min(rows, MAX_DOCUMENT_BYTES // dictionaries)
+    return parquet.iter_batches(max(1, rows), row_groups=[number], use_threads=False)  # type: ignore[no-any-return]
 
 
 class TableSource:
