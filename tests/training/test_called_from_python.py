@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ import torch
 
 from llmindex import Encoder, EncoderOptions
 from llmindex.errors import RecipeError, UsageError
+from llmindex.progress import ProgressCallback
+from llmindex.records import Vectors
 from llmindex_training import evaluation_data, mining, trainer
 from llmindex_training import pairs as pair_files
 from llmindex_training import recipe as recipes
 from llmindex_training.augment import make_pairs
+from llmindex_training.evaluate import Role
 from llmindex_training.evaluate_clustering import evaluate_clustering
 from llmindex_training.evaluate_retrieval import evaluate_retrieval
 from llmindex_training.evaluate_sts import evaluate_sts
@@ -132,6 +135,40 @@ def test_sets_from_a_generator(tiny_model: Path) -> None:
     assert evaluate_sts(encoder, iter([ALIKE])) == evaluate_sts(encoder, [ALIKE])
     mixed: list[EvaluationSet] = [ALIKE, JUDGED]
     assert sweep(options, iter(mixed), GRID) == sweep(options, mixed, GRID)
+
+
+@dataclass
+class Drawn:
+    """Vectors at random."""
+
+    seed: int
+
+    def encode(
+        self, texts: Sequence[str], *, role: Role = "document", on_progress: ProgressCallback | None = None
+    ) -> Vectors:
+        vectors = np.random.default_rng(self.seed).normal(size=(len(texts), 4)).astype(np.float32)
+        unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
+
+
+def test_columns_of_pandas_count_by_their_place() -> None:
+    """Those of a shuffled frame have the numbers that their rows once had, and are asked for by them."""
+    pandas = pytest.importorskip("pandas")
+    columns = {"text": TEXTS, "class": [0, 1, 1, 1] * 3, "score": range(12), "id": JUDGED.document_ids}
+    frame = pandas.DataFrame(columns).sample(frac=1, random_state=0)
+    texts, classes, scores, ids = (frame[name].to_numpy() for name in frame)
+    labelled = [LabelledTexts("x", frame["text"], frame["class"], 2), LabelledTexts("x", list(texts), classes, 2)]
+    alike = [
+        SentencePairs("x", frame["text"], frame["text"][::-1], frame["score"]),
+        SentencePairs("x", list(texts), list(texts[::-1]), scores.astype(np.float64)),
+    ]
+    held, plain = (evaluate_clustering(Drawn(0), [each], baseline=Drawn(1), seeds=1) for each in labelled)
+    assert held == plain
+    held, plain = (evaluate_sts(Drawn(0), [each], baseline=Drawn(1)) for each in alike)
+    assert held == plain
+    judged = [replace(JUDGED, document_ids=frame["id"]), replace(JUDGED, document_ids=list(ids))]
+    held, plain = (evaluate_retrieval(Drawn(0), [each], baseline=Drawn(1)) for each in judged)
+    assert held == plain
 
 
 def test_sets_that_nothing_can_be_said_of(tiny_model: Path) -> None:

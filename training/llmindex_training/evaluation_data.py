@@ -42,6 +42,10 @@ class LabelledTexts:
     truth: Codes
     classes: int
 
+    def __post_init__(self) -> None:
+        """A column of pandas would be asked for its rows by their names, not by their places."""
+        object.__setattr__(self, "truth", np.asarray(self.truth, np.int64))
+
     @property
     def size(self) -> int:
         """How many texts are embedded."""
@@ -66,6 +70,11 @@ class RetrievalSet:
     queries: Sequence[str]
     grades: Sequence[Mapping[str, float]]
 
+    def __post_init__(self) -> None:
+        """As for the truth of labelled texts."""
+        object.__setattr__(self, "document_ids", list(self.document_ids))
+        object.__setattr__(self, "grades", list(self.grades))
+
     @property
     def size(self) -> int:
         """How many texts are embedded."""
@@ -87,6 +96,10 @@ class SentencePairs:
     first: Sequence[str]
     second: Sequence[str]
     scores: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """As for the truth of labelled texts."""
+        object.__setattr__(self, "scores", np.asarray(self.scores, np.float64))
 
     @property
     def size(self) -> int:
