@@ -1,5 +1,6 @@
 """Attention of the pooled token: equal to what plain transformers gives, told apart by part, base beside adapted."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ def test_a_text_beside_its_adaptation(tiny_model: Path, adapter: Path) -> None:
 
 def test_a_corpus_gives_the_mean_of_its_texts(adapter: Path) -> None:
     options = EncoderOptions(str(adapter), prompt="eol", pooling="last", dtype="float32", max_tokens=6)
-    singles = [attention.of_text(options, text) for text in TEXTS[:2]]
+    last: Any = np.int64(-1)
+    singles = [attention.of_text(options, text, layer=last) for text in TEXTS[:2]]
+    assert json.loads(json.dumps(singles[0].to_json()))["layer"] == 2
     table = pa.table({"text": [TEXTS[0], " ", *TEXTS[1:]]})
     with Corpus.open(table) as corpus:
         report = attention.of_corpus(options, corpus, limit=2)

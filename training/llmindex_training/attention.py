@@ -6,6 +6,7 @@ left out of all shares: it is BOS, or takes BOS's part where a tokenizer sets no
 have to spare, whatever it says (attention sinks: Xiao et al. 2023, arXiv 2309.17453).
 """
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -286,6 +287,7 @@ def _mean(rows: Iterator[_Row]) -> tuple[Shares, _Row, int]:
 
 def _layer(encoder: Encoder, layer: int) -> int:
     """A layer's number, counted from 1."""
+    layer = operator.index(layer)  # NumPy's are no JSON
     count = int(encoder.backbone.model.config.get_text_config().num_hidden_layers)
     if encoder.spec.layer == 0:
         raise UsageError("this encoder pools the embeddings, layer 0: no token attends to another; choose --layer")
