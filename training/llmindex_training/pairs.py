@@ -102,7 +102,7 @@ def check(files: Sequence[str | Path]) -> None:
 
 
 def deal(pairs: Pairs, data: Data, batch_size: int, steps: int) -> Deal:
-    """Draw the batches of a run, every pair once before any comes again.
+    """Draw the batches of a run, pass after pass; a pass has every pair once, but for those that fill no batch.
 
     Args:
         pairs: what :func:`read` gave.
