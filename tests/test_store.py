@@ -4,6 +4,8 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import llmindex
 from llmindex.cluster.saved import names
 from llmindex.errors import CorruptStore, UsageError
 from llmindex.store import reader, writer
+from llmindex.store.files import hash_file
 from llmindex.store.manifest import Manifest, VectorDtype
 from llmindex.store.reader import VectorStore
 from llmindex.store.verify import outdated_clusterings, verify
@@ -225,6 +228,37 @@ def test_what_a_writer_takes_away_meanwhile_is_not_counted(tmp_path: Path, monke
     assert after["bytes"] == before["bytes"] - store.manifest.index.bytes
     assert names(store) == after["clusterings"] == []
     assert outdated_clusterings(store.path, store.manifest) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("text", pa.array([b"a", b"\xff", b"c"]).view(pa.string())),
+        ("text", pa.array([1, 2, 3])),
+        ("id", pa.array([1, 2, 3])),
+        ("vector", pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 6, pa.float16()), 2)),
+    ],
+)
+def test_a_shard_that_was_never_written_so_is_named(tmp_path: Path, column: str, values: pa.Array) -> None:
+    """As one of a stranger's, who could write the manifest to fit."""
+    index = tmp_path / "index"
+    make_store(index, make_vectors(3, 4))
+    path = index / "vectors/part-00000.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, values), path)
+    manifest = Manifest.load(index)
+    shard = replace(manifest.shards[0], bytes=path.stat().st_size, sha256=hash_file(path))
+    replace(manifest, shards=(shard,)).save(index)
+    store = VectorStore.open(index)
+    rows = np.arange(3)
+    uses: list[Callable[[], object]] = [lambda: store.take_vectors(rows), store.vectors]
+    if column != "vector":
+        uses = [lambda: store.take(rows, [column]), lambda: list(store.iter_columns([column]))]
+    for use in uses:
+        with pytest.raises(CorruptStore, match=r"part-00000\.parquet is damaged; `llmindex verify`"):
+            use()
+    assert len(verify(index).problems) == 1
 
 
 def test_a_missing_or_damaged_shard_is_named(tmp_path: Path) -> None:

@@ -43,9 +43,10 @@ _SHOWN: Final = 100
 class _Shard:
     """An open shard."""
 
-    def __init__(self, path: Path, record: ShardRecord) -> None:
+    def __init__(self, path: Path, record: ShardRecord, dim: int) -> None:
         self.path = path
         self.record = record
+        self.dim = dim
         if path.stat().st_size != record.bytes:
             raise FileNotFoundError(errno.ENOENT, "another file has taken its place", str(path))
         with path.open("rb") as file:
@@ -56,12 +57,18 @@ class _Shard:
     def metadata(self) -> pq.FileMetaData:
         try:
             file = pq.ParquetFile(self.source)
-            kinds = [field.type for field in file.schema_arrow if field.name == VECTOR]
+            good = all(map(self._is_as_written, file.schema_arrow))
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path) from error
-        if file.metadata.num_rows != self.record.rows or not all(map(pa.types.is_fixed_size_list, kinds)):
+        if file.metadata.num_rows != self.record.rows or not good:
             raise _damaged(self.path)
         return file.metadata
+
+    def _is_as_written(self, field: pa.Field) -> bool:
+        """Whether a column has the type that everything which reads it expects."""
+        if field.name == VECTOR:
+            return pa.types.is_fixed_size_list(field.type) and bool(field.type.list_size == self.dim)
+        return field.name not in ("id", "text") or bool(field.type == pa.string())
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -77,6 +84,7 @@ class _Shard:
         # A file object of its own for each call: they keep state while they read.
         try:
             for batch in self._file().iter_batches(batch_size=rows, columns=list(columns)):
+                batch.validate(full=True)  # texts may be anything else than UTF-8
                 yield batch.select(list(columns))
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path) from error
@@ -88,6 +96,15 @@ class _Shard:
             raise _damaged(self.path) from error
         if len(table) != self.metadata.row_group(number).num_rows:  # a page that says it holds less
             raise _damaged(self.path)
+        return table
+
+    def take(self, number: int, columns: Sequence[str], rows: Rows) -> pa.Table:
+        """Documents of a row group, by rows counted within it; only these are checked to be UTF-8."""
+        table = self.group(number, columns).take(as_array(rows))
+        try:
+            table.validate(full=True)
+        except pa.ArrowException as error:
+            raise _damaged(self.path) from error
         return table
 
     def in_groups(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
@@ -192,11 +209,12 @@ class VectorStore:
         folder = Path(path)
         check_name(folder)
         manifest = Manifest.load(folder)
+        dim = manifest.encoder.spec.dim
         if len(manifest.shards) > _MANY_SHARDS:
             _allow_more_files()
         while True:
             try:
-                return cls(folder, manifest, [_Shard(folder / shard.file, shard) for shard in manifest.shards])
+                return cls(folder, manifest, [_Shard(folder / shard.file, shard, dim) for shard in manifest.shards])
             except FileNotFoundError as error:
                 # A writer replaces the manifest before it removes a file: if that is what happened, read again.
                 manifest, before = Manifest.load(folder), manifest
@@ -277,7 +295,7 @@ class VectorStore:
         names = self._check_columns(columns)
         distinct, where = np.unique(rows, return_inverse=True)
         tables = [
-            shard.group(number, names).take(as_array(inside))
+            shard.take(number, names, inside)
             for shard, rows_of_shard in self._in_shards(distinct)
             for number, inside in shard.in_groups(rows_of_shard)
         ]

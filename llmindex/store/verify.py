@@ -133,6 +133,7 @@ def _content_faults(path: Path, shard: ShardRecord, manifest: Manifest) -> Itera
         yield f"has {file.metadata.num_rows:,} rows instead of {shard.rows:,}"
     start = 0
     for batch in file.iter_batches():
+        batch.validate(full=True)  # as texts that are not UTF-8
         vectors = stored_vectors(batch.column(VECTOR)).astype(np.float32)
         if vectors.shape != (len(batch), spec.dim):
             yield f"has vectors of {vectors.shape[1]} numbers instead of {spec.dim}"
