@@ -101,6 +101,26 @@ def swap_in_another(store: VectorStore) -> None:
     faiss.write_index(other, str(file_of(store)))
 
 
+def write_foreign(store: VectorStore, other: faiss.Index) -> None:
+    """Write an index of another making, and have the manifest fit it."""
+    assert store.manifest.index is not None
+    faiss.write_index(other, str(file_of(store)))
+    record = replace(store.manifest.index, bytes=file_of(store).stat().st_size)
+    replace(store.manifest, index=record).save(store.path)
+
+
+def number_otherwise(store: VectorStore) -> None:
+    other = faiss.IndexIDMap(faiss.IndexFlatIP(8))
+    other.add_with_ids(np.zeros((200, 8), np.float32), np.arange(200) + 10**9)
+    write_foreign(store, other)
+
+
+def measure_otherwise(store: VectorStore) -> None:
+    other = faiss.IndexFlatL2(8)
+    other.add(np.zeros((200, 8), np.float32))
+    write_foreign(store, other)
+
+
 def set_parameters(store: VectorStore) -> None:
     assert store.manifest.index is not None
     record = replace(store.manifest.index, parameters="nprobe=0")
@@ -115,6 +135,8 @@ def set_parameters(store: VectorStore) -> None:
         (lambda store: file_of(store).unlink(), r"\.faiss is missing"),
         (lambda store: file_of(store).write_bytes(b"x"), r"\.faiss has 1 bytes instead of 6,"),
         (scramble, r"\.faiss cannot be read \(Index type"),
+        (number_otherwise, r"\.faiss has numbers or a metric of its own"),
+        (measure_otherwise, r"\.faiss has numbers or a metric of its own"),
         (swap_in_another, r"\.faiss holds 100 vectors of length 16 instead of 200 of length 8"),
         (set_parameters, 'has search parameters "nprobe=0"'),
     ],

@@ -209,6 +209,9 @@ def _read(store: VectorStore, record: IndexRecord) -> Index:
     if (index.d, index.ntotal) != (store.dim, store.count):
         found = f"{index.ntotal:,} vectors of length {index.d}"
         raise _stale(store, f"{path} holds {found} instead of {store.count:,} of length {store.dim}")
+    faiss = require_faiss()
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT or isinstance(index, faiss.IndexIDMap):
+        raise _stale(store, f"{path} has numbers or a metric of its own, as none has that was built here")
     return index
 
 
