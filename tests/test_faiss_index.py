@@ -218,13 +218,19 @@ def test_a_graph_in_parts_loses_nothing(
     np.testing.assert_allclose(found.scores, brute_force(store.vectors(), queries, 1_000).scores, atol=1e-6)
 
 
-def test_a_graph_with_copies_finds_none_twice(tmp_path: Path) -> None:
-    vectors = make_vectors(700, 16, seed=3)
-    vectors[:350] = vectors[np.random.default_rng(0).integers(350, 700, 350)]
-    store, index = make_index(tmp_path / "index", vectors, "NSG16,Flat")
+def test_a_graph_with_copies_finds_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, index = make_index(tmp_path / "index", make_vectors(700, 16, seed=3), "NSG16,Flat")
+    plain = index._index.search
+
+    def twice(queries: Vectors, k: int, **options: Any) -> tuple[Vectors, Rows]:  # noqa: ANN401
+        """As FAISS does where there are copies, now and then: it depends on how its threads built the graph."""
+        scores, rows = plain(queries, k, **options)
+        if options.get("params") is None:
+            rows[::2, 1] = rows[::2, 0]
+        return scores, rows
+
+    monkeypatch.setattr(index._index, "search", twice)
     queries = make_vectors(200, 16, seed=9)
-    alone = index._index.search(queries, 100)[1]
-    assert any(len(set(rows)) < 100 for rows in alone.tolist())  # FAISS's own mistake
     found = index.search(queries, 100)
     assert all(len(set(rows)) == 100 for rows in found.rows.tolist())
     exact = brute_force(store.vectors(), queries, 100)
