@@ -65,6 +65,8 @@ class _Operations(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         options, name = dict(kwargs or {}), func.overloadpacket.__name__
+        if "pin_memory" in options:  # which takes a GPU's driver
+            options["pin_memory"] = False
         tensors = [leaf for leaf in tree_leaves((args, options)) if isinstance(leaf, Tensor)]
         there = [self._gpu.has(tensor) for tensor in tensors]
         # A single number on the CPU may take part in what is computed on a GPU.
@@ -187,9 +189,14 @@ def pretend_gpu(*, half: bool) -> Iterator[PretendGpu]:
         "is_bf16_supported": lambda including_emulation=True: half,
         "get_rng_state_all": list,
     }
+    chance: dict[str, Any] = {
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+    }
     gpu = PretendGpu()
     with (
-        patch.multiple(torch.cuda, **answers),
+        patch.multiple(torch.cuda, **answers, **chance),
+        patch.multiple(torch.cuda.random, **chance),
         patch.object(Tensor, "pin_memory", lambda tensor: tensor),
         patch("torch.nn.attention.varlen.varlen_attn", _varlen),
         patch.object(ragged, "compiles", lambda *about: False),

@@ -237,15 +237,16 @@ def save(
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if model.whitening:
         encoder.backbone.model.eval()
-        encoder.whitening = Whitening.fit(encoder.encode(texts, on_progress=on_progress), model.whitening)
-        if encoder.whitening.dim < model.whitening:
+        whitening = Whitening.fit(encoder.encode(texts, on_progress=on_progress), model.whitening)
+        if whitening.dim < model.whitening:
             logger.warning(
                 "model.whitening is %d, but the vectors get %d values: %d texts, whose vectors have %d, allow no more",
-                *(model.whitening, encoder.whitening.dim, len(texts), encoder.spec.dim),
+                *(model.whitening, whitening.dim, len(texts), encoder.spec.dim),
             )
         with replacing(making / adapters.WHITENING_NAME) as temporary:
-            encoder.whitening.save(temporary)
-        encoder.spec = replace(encoder.spec, dim=encoder.whitening.dim, whitened=True)
+            whitening.save(temporary)
+        encoder.whitening = whitening.to(encoder.placement.device)
+        encoder.spec = replace(encoder.spec, dim=whitening.dim, whitened=True)
     made = adapters.read(making)
     spec = replace(encoder.spec, adapter=str(folder.resolve()), adapter_sha256=made.sha256, max_tokens=model.max_tokens)
     with replacing(making / adapters.SPEC_NAME) as temporary:
