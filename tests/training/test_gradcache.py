@@ -63,6 +63,25 @@ def test_gradients_add_up() -> None:
     assert torch.equal(net.weight.grad, torch.full((2, 2), 4.0))
 
 
+def test_a_device_of_apple_draws_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its random numbers are neither the CPU's nor CUDA's."""
+    apple = torch.Generator().manual_seed(3)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", apple.get_state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", apple.set_state)
+    drawn: list[float] = []
+    weight = torch.ones(1, requires_grad=True)
+
+    def embed(number: int) -> Tensor:
+        drawn.append(float(torch.rand(1, generator=apple)))
+        return weight * drawn[-1]
+
+    gradcache.backward(embed, 3, lambda parts: torch.stack(list(parts)).sum())
+    assert drawn[:3] == drawn[3:]
+    assert len(set(drawn)) == 3
+    assert float(torch.rand(1, generator=apple)) not in drawn
+
+
 def test_memory_holds_one_minibatch() -> None:
     alive = 0
     most = 0

@@ -9,6 +9,7 @@ Where the activations of the whole batch fit into memory, the plain way computes
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,27 +37,32 @@ def backward(
         value = loss([embed(number) for number in range(minibatches)])
         torch.autograd.backward(value)
         return value.detach()
-    states = []
+    chances = []
     embedded = []
     with torch.no_grad():
         for number in range(minibatches):
-            states.append(_rng_state())
+            chances.append(_chance())
             embedded.append(embed(number).detach().requires_grad_())
     value = loss(embedded)
     torch.autograd.backward(value)
-    after = _rng_state()
-    for number, state in enumerate(states):
-        _set_rng_state(state)
+    after = _chance()
+    for number, chance in enumerate(chances):
+        _put_back(chance)
         torch.autograd.backward(embed(number), embedded[number].grad)
-    _set_rng_state(after)
+    _put_back(after)
     return value.detach()
 
 
-def _rng_state() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _chance() -> list[Callable[[], None]]:
+    """What puts each device's random numbers back to where they are now."""
+    kept: list[Callable[[], None]] = [partial(torch.set_rng_state, torch.get_rng_state())]
+    if torch.cuda.is_available():
+        kept.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    if torch.backends.mps.is_available():
+        kept.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
+    return kept
 
 
-def _set_rng_state(state: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
+def _put_back(chance: list[Callable[[], None]]) -> None:
+    for put_back in chance:
+        put_back()
