@@ -2,9 +2,10 @@
 
 While it is on, torch says that there is a CUDA device. Tensors that are sent to it or made on it lie in the CPU's
 memory but say that they are there, and so do those that are computed from them. What a real one would refuse is
-refused: an operation on tensors of both devices, or to read one as an array. Each time that the CPU would have to wait
-for it is counted. It holds for the thread that turned it on. Its speed, its memory and its own kernels are not
-pretended: FlashAttention is computed row by row, FlexAttention is not there.
+refused: an operation on tensors of both devices, numbers of 64 bits (as Apple's does), or to read a tensor as an
+array. Each time that the CPU would have to wait for it is counted. It holds for the thread that turned it on. Its
+speed, its memory and its own kernels are not pretended: FlashAttention is computed row by row, FlexAttention is not
+there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,6 +89,8 @@ class _Operations(TorchDispatchMode):
         if on_it:
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor):
+                    if leaf.dtype == torch.float64:
+                        raise TypeError(f"{func}: a GPU of Apple's has no float64")
                     self._gpu.take(leaf)
         return result
 

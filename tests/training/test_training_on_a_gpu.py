@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from llmindex.encode import device
-from llmindex_training import instruct, trainer
+from llmindex.encode.settings import EncoderOptions
+from llmindex_training import attention, instruct, trainer
 from llmindex_training.instruct import Generator, Request
 from tests.pretend_gpu import pretend_gpu
 from tests.tiny_instruct import make_tiny_instruct
@@ -19,10 +20,10 @@ def losses(run: Path) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
 
 
-@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_it_learns_what_a_cpu_learns(tiny_model: Path, tmp_path: Path, attention: str) -> None:
+@pytest.mark.parametrize("kind", ["causal", "bidirectional"])
+def test_it_learns_what_a_cpu_learns(tiny_model: Path, tmp_path: Path, kind: str) -> None:
     pairs = write_pairs(tmp_path / "pairs.parquet")
-    options = (f"model.attention={attention}", "model.lora_dropout=0", "model.whitening=16")
+    options = (f"model.attention={kind}", "model.lora_dropout=0", "model.whitening=16")
     trainer.train([pairs], tmp_path / "cpu", tiny_recipe(tiny_model, *options))
     with pretend_gpu(half=False) as gpu:
         recipe = tiny_recipe(tiny_model, *options, "optim.device=auto")
@@ -41,3 +42,14 @@ def test_it_answers_as_a_cpu_does(tiny_model: Path, tmp_path: Path, monkeypatch:
         generator = Generator(model, device="auto", dtype="float32")
         assert generator.placement.device.type == "cuda"
         assert generator.reword(requests, 1) == expected
+
+
+def test_it_attends_as_a_cpu_does(tiny_model: Path) -> None:
+    def paid(place: str) -> list[float]:
+        options = EncoderOptions(str(tiny_model), prompt="cluster", dtype="float32", device=place)
+        return [token.base for token in attention.of_text(options, "The dog sleeps.").tokens or ()]
+
+    expected = paid("cpu")
+    with pretend_gpu(half=False):
+        assert paid("cuda") == pytest.approx(expected, abs=1e-6)
+    assert expected

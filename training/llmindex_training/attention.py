@@ -347,7 +347,7 @@ def _attention(encoder: Encoder, tokens: Tokens, batch: NDArray[np.int64], layer
         raise ModelError(f"{_name(encoder.spec)} does not tell its attention: {one_line(error)}") from error
     weights_BT = _row_weights(encoder.spec.pooling, mask_BT, span_BT)
     paid_BT = torch.einsum("bq,bqk->bk", weights_BT, attention_BTT) * mask_BT
-    paid: NDArray[np.float64] = paid_BT.double().cpu().numpy()
+    paid: NDArray[np.float64] = paid_BT.cpu().double().numpy()
     return paid
 
 
