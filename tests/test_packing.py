@@ -232,6 +232,27 @@ def test_the_kernel_of_a_gpu_gets_all_rows_at_once(tiny_model: Path, monkeypatch
         assert lowest_cosine(encoder.encode(TEXTS), padded(encoder, TEXTS)) > 0.999
 
 
+def test_a_device_without_grouped_attention_gets_a_head_of_keys_for_each_of_queries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mask_BT = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+    pack = Pack.of(mask_BT, mask_BT, torch.device("cpu"))
+    query, key, value = (torch.randn(heads, 6, 8) for heads in (6, 2, 2))
+    expected = packing.mix(query, key, value, pack, scale=0.3, causal=True)
+    fused: Any = torch.nn.functional.scaled_dot_product_attention
+    grouped: list[bool] = []
+
+    def watched(*states: torch.Tensor, enable_gqa: bool, **options: Any) -> torch.Tensor:  # noqa: ANN401
+        grouped.append(enable_gqa)
+        return fused(*states, enable_gqa=enable_gqa, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(packing, "_GROUPED", ())
+    torch.testing.assert_close(packing.mix(query, key, value, pack, scale=0.3, causal=True), expected)
+    assert grouped
+    assert not any(grouped)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_a_gpu_without_that_kernel_gets_one_compiled_for_the_rows(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch

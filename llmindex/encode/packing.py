@@ -24,6 +24,8 @@ NAME = "llmindex_packed"
 _HALF = (torch.bfloat16, torch.float16)
 # Queries that are compared with keys at a time: their scores stay in the cache, most that is hidden is not computed.
 _QUERIES = 128
+# Where the fused attention takes fewer heads of keys than of queries: on a GPU of Apple's torch 2.6 ends the process.
+_GROUPED = ("cpu", "cuda")
 # What other models' attention does beside the plain one, under the keywords that transformers has for it.
 _UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias")
 
@@ -119,6 +121,9 @@ def _fused(
 ) -> Tensor:
     length, before = query_nHLC.shape[2], key_nKLC.shape[2] - query_nHLC.shape[2]
     mask = nn.functional.pad(_causal(length, query_nHLC), (before, 0)) if before else None
+    if query_nHLC.device.type not in _GROUPED:
+        copies = query_nHLC.shape[1] // key_nKLC.shape[1]
+        key_nKLC, value_nKLC = (each.repeat_interleave(copies, dim=1) for each in (key_nKLC, value_nKLC))
     return nn.functional.scaled_dot_product_attention(
         query_nHLC,
         key_nKLC,
