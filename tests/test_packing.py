@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ def test_a_device_without_grouped_attention_gets_a_head_of_keys_for_each_of_quer
     pack = Pack.of(mask_BT, mask_BT, torch.device("cpu"))
     query, key, value = (torch.randn(heads, 6, 8) for heads in (6, 2, 2))
     expected = packing.mix(query, key, value, pack, scale=0.3, causal=True)
-    fused: Any = torch.nn.functional.scaled_dot_product_attention
+    fused: Callable[..., torch.Tensor] = torch.nn.functional.scaled_dot_product_attention
     grouped: list[bool] = []
 
     def watched(*states: torch.Tensor, enable_gqa: bool, **options: Any) -> torch.Tensor:  # noqa: ANN401
