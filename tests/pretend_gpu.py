@@ -140,7 +140,7 @@ def _is_gpu(value: object) -> bool:
     return isinstance(value, torch.device) and value.type == "cuda"
 
 
-def _varlen(
+def varlen_attn(
     query_NHC: Tensor,
     key_MKC: Tensor,
     value_MKC: Tensor,
@@ -153,7 +153,8 @@ def _varlen(
     window_size: tuple[int, int],
     enable_gqa: bool,
 ) -> Tensor:
-    """Row by row what ``torch.nn.attention.varlen.varlen_attn`` does at once."""
+    """Row by row what torch's kernel does at once: its causal mask is aligned where queries and keys end."""
+    assert (ends_of_queries.dtype, ends_of_keys.dtype) == (torch.int32, torch.int32)
     with _disable_current_modes():
         queries, keys = ends_of_queries.diff().tolist(), ends_of_keys.diff().tolist()
     assert (max(queries), max(keys)) == (longest_query, longest_key)
@@ -201,7 +202,7 @@ def pretend_gpu(*, half: bool) -> Iterator[PretendGpu]:
         patch.multiple(torch.cuda, **answers, **chance),
         patch.multiple(torch.cuda.random, **chance),
         patch.object(Tensor, "pin_memory", lambda tensor: tensor),
-        patch("torch.nn.attention.varlen.varlen_attn", _varlen),
+        patch("torch.nn.attention.varlen.varlen_attn", varlen_attn),
         patch.object(ragged, "compiles", lambda *about: False),
         _Calls(gpu),
         _Operations(gpu),

@@ -17,6 +17,7 @@ from llmindex.encode.llama import Llama
 from llmindex.encode.pack import Pack
 from llmindex.encode.spec import POOLINGS
 from llmindex.records import Vectors
+from tests.pretend_gpu import varlen_attn
 from tests.test_llama import MODELS, TEXTS, load, make
 
 PROMPT = 'A sentence to be grouped with others like it: "{text}" means in one word:'
@@ -123,43 +124,9 @@ def use(kernel: str, patch: pytest.MonkeyPatch) -> None:
         from torch.nn.attention import varlen
 
         patch.setattr(ragged, "kernel", lambda *states: ragged.by_varlen)
-        patch.setattr(varlen, "varlen_attn", varlen_by_loop)
+        patch.setattr(varlen, "varlen_attn", varlen_attn)
     if kernel == "flex":
         patch.setattr(ragged, "kernel", lambda *states: ragged.by_flex)
-
-
-def varlen_by_loop(
-    query_NHC: Tensor,
-    key_NKC: Tensor,
-    value_NKC: Tensor,
-    ends_of_queries: Tensor,
-    ends_of_keys: Tensor,
-    longest_query: int,
-    longest_key: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-) -> Tensor:
-    """What FlashAttention gives for rows end to end: its causal mask is aligned where queries and keys end."""
-    assert (ends_of_queries.dtype, ends_of_keys.dtype) == (torch.int32, torch.int32)
-    assert int(ends_of_queries.diff().max()) == longest_query
-    assert int(ends_of_keys.diff().max()) == longest_key
-    rows = []
-    for row in range(len(ends_of_queries) - 1):
-        query_HLC = query_NHC[int(ends_of_queries[row]) : int(ends_of_queries[row + 1])].transpose(0, 1)
-        key_KSC, value_KSC = (
-            states[int(ends_of_keys[row]) : int(ends_of_keys[row + 1])].transpose(0, 1)
-            for states in (key_NKC, value_NKC)
-        )
-        repeats = len(query_HLC) // len(key_KSC) if enable_gqa else 1
-        scores = query_HLC @ key_KSC.repeat_interleave(repeats, 0).transpose(1, 2) * scale
-        if window_size == (-1, 0):
-            length, seen = scores.shape[1:]
-            scores += torch.full((length, seen), float("-inf")).triu(1 + seen - length)
-        mixed_HLC = scores.softmax(-1) @ value_KSC.repeat_interleave(repeats, 0)
-        rows.append(mixed_HLC.transpose(0, 1))
-    return torch.cat(rows)
 
 
 def test_a_device_that_gives_other_states_shares_nothing(

@@ -17,6 +17,7 @@ from llmindex.encode.encoder import Encoder
 from llmindex.encode.pack import Pack
 from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention
 from llmindex.records import Vectors
+from tests.pretend_gpu import varlen_attn
 
 TEXTS = ["fox", "The quick brown fox jumps over the lazy dog", "a vector index", "", "Ein Satz: äöü", "the dog, again"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -196,37 +197,8 @@ def test_the_kernel_of_a_gpu_gets_all_rows_at_once(tiny_model: Path, monkeypatch
     """Its arguments, that is; what computes them here is a loop."""
     from torch.nn.attention import varlen
 
-    def loop(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        ends: torch.Tensor,
-        ends_of_keys: torch.Tensor,
-        longest: int,
-        longest_of_keys: int,
-        *,
-        scale: float,
-        window_size: tuple[int, int],
-        enable_gqa: bool,
-    ) -> torch.Tensor:
-        assert ends.dtype == torch.int32
-        assert ends.equal(ends_of_keys)
-        assert longest == longest_of_keys == int(ends.diff().max())
-        rows = []
-        for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-            mixed = torch.nn.functional.scaled_dot_product_attention(
-                query[start:end].transpose(0, 1),
-                key[start:end].transpose(0, 1),
-                value[start:end].transpose(0, 1),
-                is_causal=window_size == (-1, 0),
-                scale=scale,
-                enable_gqa=enable_gqa,
-            )
-            rows.append(mixed.transpose(0, 1))
-        return torch.cat(rows)
-
     monkeypatch.setattr(ragged, "has_varlen", lambda device: True)
-    monkeypatch.setattr(varlen, "varlen_attn", loop)
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
     for attention in ATTENTIONS:
         encoder = load(tiny_model, attention=attention, dtype="bfloat16")
         assert encoder.backbone.packs
