@@ -236,7 +236,10 @@ def test_what_a_writer_takes_away_meanwhile_is_not_counted(tmp_path: Path, monke
         ("text", pa.array([b"a", b"\xff", b"c"]).view(pa.string())),
         ("text", pa.array([1, 2, 3])),
         ("id", pa.array([1, 2, 3])),
+        ("id", pa.array(["a", None, "c"])),
+        ("text", pa.array(["a", None, "c"])),
         ("vector", pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 6, pa.float16()), 2)),
+        ("vector", pa.array([[0.5] * 4, None, [0.5] * 4], pa.list_(pa.float32(), 4))),
     ],
 )
 def test_a_shard_that_was_never_written_so_is_named(tmp_path: Path, column: str, values: pa.Array) -> None:
@@ -259,6 +262,35 @@ def test_a_shard_that_was_never_written_so_is_named(tmp_path: Path, column: str,
         with pytest.raises(CorruptStore, match=r"part-00000\.parquet is damaged; `llmindex verify`"):
             use()
     assert len(verify(index).problems) == 1
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_numbers_that_nothing_can_be_computed_with_are_damage(tmp_path: Path, number: float) -> None:
+    index = tmp_path / "index"
+    vectors = make_vectors(3, 4)
+    make_store(index, vectors, "float32")
+    path = index / "vectors/part-00000.parquet"
+    stored, damaged = (value.astype(np.float32).tobytes() for value in (vectors[1, 2], np.array(number)))
+    assert path.read_bytes().count(stored) == 1
+    path.write_bytes(path.read_bytes().replace(stored, damaged))
+    with pytest.raises(CorruptStore, match=r"part-00000\.parquet is damaged; `llmindex verify`"):
+        VectorStore.open(index).vectors()
+    assert len(verify(index).problems) == 1
+
+
+def test_a_page_that_says_it_holds_less_shifts_no_rows(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    make_store(index, make_vectors(3, 4))
+    path = index / "vectors/part-00000.parquet"
+    whole = path.read_bytes()
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    for column, values in ((0, 3), (group.num_columns - 1, 12)):
+        first = group.column(column).data_page_offset
+        count = whole.index(bytes([0x2C, 0x15, 2 * values]), first) + 2  # a Thrift integer, as in a page's header
+        path.write_bytes(whole[:count] + bytes([2 * values * 2 // 3]) + whole[count + 1 :])
+        store = VectorStore.open(index)
+        with pytest.raises(CorruptStore, match=r"part-00000\.parquet is damaged; `llmindex verify`"):
+            store.rows_of(["d5"]) if column == 0 else store.vectors()
 
 
 def test_a_missing_or_damaged_shard_is_named(tmp_path: Path) -> None:

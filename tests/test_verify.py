@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,12 +143,13 @@ def smuggle(index: Path, table: pa.Table) -> None:
         ([[1, 0, 0, 0]] * 2, ["a", "b"], "has 2 rows instead of 3"),
         ([[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]], ["a", "b", "c"], "row 1 has a vector of length 2"),
         ([[1, 0, 0, 0], [0, 1, 0, 0], [float("nan")] * 4], ["a", "b", "c"], "row 2 has a vector of length nan"),
+        ([[1, 0, 0, 0], None, [0, 1, 0, 0]], ["a", "b", "c"], "has a document without a vector"),
         ([[1, 0]] * 3, ["a", "b", "c"], "has vectors of 2 numbers instead of 4"),
         ([[1, 0, 0, 0]] * 3, ["a", None, "c"], 'has a column "id" that is not text throughout'),
         ([[1, 0, 0, 0]] * 3, [1, 2, 3], 'has a column "id" that is not text throughout'),
     ],
 )
-def test_contents_that_cannot_be(tmp_path: Path, vectors: list[list[float]], ids: list[object], message: str) -> None:
+def test_contents_that_cannot_be(tmp_path: Path, vectors: list[Any], ids: list[object], message: str) -> None:
     make_store(tmp_path / "index", make_vectors(3, 4))
     column = pa.array(vectors, pa.list_(pa.float32(), len(vectors[0])))
     smuggle(tmp_path / "index", pa.table({"id": ids, "text": [str(each) for each in ids], "vector": column}))

@@ -32,7 +32,6 @@ _NO_DOCUMENTS: Final = pa.schema(
     [pa.field("id", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]
 )
 
-
 # A mapped file keeps its descriptor, and processes usually may have some hundreds or a thousand.
 _MANY_SHARDS: Final = 100
 
@@ -81,20 +80,33 @@ class _Shard:
         return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        left = self.record.rows
         # A file object of its own for each call: they keep state while they read.
         try:
             for batch in self._file().iter_batches(batch_size=rows, columns=list(columns)):
                 batch.validate(full=True)  # texts may be anything else than UTF-8
+                if _lacks_any(batch):
+                    raise _damaged(self.path)
+                left -= len(batch)
                 yield batch.select(list(columns))
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path) from error
+        if left:  # a page that says it holds less: whatever was read after it is another row's
+            raise _damaged(self.path)
+
+    def vectors(self, rows: int) -> Iterator[Vectors]:
+        for batch in self.batches([VECTOR], rows):
+            vectors = stored_vectors(batch.column(0)).astype(np.float32)
+            if not np.isfinite(np.einsum("nd,nd->n", vectors, vectors)).all():
+                raise _damaged(self.path)
+            yield vectors
 
     def group(self, number: int, columns: Sequence[str]) -> pa.Table:
         try:
             table = self._file().read_row_group(number, columns=list(columns)).select(list(columns))
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path) from error
-        if len(table) != self.metadata.row_group(number).num_rows:  # a page that says it holds less
+        if len(table) != self.metadata.row_group(number).num_rows or _lacks_any(table):
             raise _damaged(self.path)
         return table
 
@@ -152,6 +164,11 @@ class _Shard:
 
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.source, metadata=self.metadata)
+
+
+def _lacks_any(documents: pa.Table | pa.RecordBatch) -> bool:
+    """Whether something is missing that every document has: Arrow would leave the vector out, and shift the others."""
+    return any(documents.column(name).null_count for name in {"id", "text", VECTOR} & set(documents.schema.names))
 
 
 def as_array(rows: Rows) -> pa.Array:
@@ -253,8 +270,7 @@ class VectorStore:
         However many there are, no more than a shard is in memory at a time.
         """
         for shard in self._shards:
-            for batch in shard.batches([VECTOR], block_rows):
-                yield stored_vectors(batch.column(0)).astype(np.float32)
+            yield from shard.vectors(block_rows)
             shard.release()
 
     def release(self) -> None:

@@ -134,6 +134,9 @@ def _content_faults(path: Path, shard: ShardRecord, manifest: Manifest) -> Itera
     start = 0
     for batch in file.iter_batches():
         batch.validate(full=True)  # as texts that are not UTF-8
+        if batch.column(VECTOR).null_count:
+            yield "has a document without a vector"
+            return
         vectors = stored_vectors(batch.column(VECTOR)).astype(np.float32)
         if vectors.shape != (len(batch), spec.dim):
             yield f"has vectors of {vectors.shape[1]} numbers instead of {spec.dim}"
