@@ -1,11 +1,14 @@
 """Clusterings on disk: what is saved is loaded, and what is stale, damaged or of two runs is refused."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from llmindex.cluster import saved
 from llmindex.cluster.clustering import ClusterOptions, assign, cluster, load, save
 from llmindex.cluster.saved import names
 from llmindex.errors import CorruptStore, IndexLocked, StaleIndex, StorageError, UsageError
@@ -13,6 +16,7 @@ from llmindex.store.files import lock
 from llmindex.store.reader import VectorStore
 from llmindex.store.verify import verify
 from llmindex.store.writer import VectorWriter
+from tests.full_disk import files_up_to
 from tests.samples import append, make_documents, make_store, make_vectors
 from tests.topics import DIM, topics
 
@@ -21,6 +25,11 @@ from tests.topics import DIM, topics
 def own(tmp_path: Path) -> VectorStore:
     """A store that the test may change."""
     return make_store(tmp_path / "own.llmindex", topics(300), "float32")
+
+
+def refuse(*_: object) -> None:
+    """What a disk says that is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class TestFiles:
@@ -90,6 +99,24 @@ class TestFiles:
             assert (load(own).labels == before.labels).all()
         save(after, own)
         assert load(own).options == after.options
+
+    def test_a_disk_that_refuses_leaves_the_clustering_before(
+        self, own: VectorStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = cluster(own)
+        save(before, own)
+        folder = own.path / "clusters"
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        assert sizes["default.parquet"] < 20_000 < sizes["default.tree.npz"]
+        with files_up_to(20_000), pytest.raises(StorageError, match=r"default\.tree\.npz: File too large"):
+            save(cluster(own, ClusterOptions(min_cluster_size=20)), own)
+        monkeypatch.setattr(saved, "hash_values", refuse)
+        with pytest.raises(StorageError, match=r"cannot write .*clusters/default.*: No space left on device"):
+            save(cluster(own, ClusterOptions(min_cluster_size=20)), own)
+        monkeypatch.undo()
+        assert load(own).options == before.options
+        assert verify(own.path).problems == ()
+        assert {path.name for path in folder.iterdir()} == sizes.keys()
 
     def test_nothing_is_written_outside_of_the_index(self, own: VectorStore, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").mkdir()

@@ -50,21 +50,22 @@ def save(clustering: Clustering, store: VectorStore) -> Path:
     Raises:
         StaleIndex: it was made from other vectors than those in the store.
         IndexLocked: another process is writing a clustering.
-        StorageError: the disk refused.
+        StorageError: the disk refused; a clustering of that name is as it was.
     """
     _check_fresh(clustering.built_from, store, clustering.options.name)
     make_own_folder(store.path / CLUSTERS)
     labels, tree, summary = _paths(store, clustering.options.name)
     with lock(store.path / CLUSTERS):  # of two runs under one name, one keeps all its files
-        with replacing(labels) as temporary:
-            _write_labels(temporary, clustering, store)
-        with replacing(tree) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **_arrays(clustering.placement))
-        files = {path.name: hash_file(path) for path in (labels, tree)}
-        with replacing(summary) as temporary:
-            values = _summary(clustering)
-            values |= {"sha256": files | {summary.name: hash_values(values)}}
-            temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        # All three are written before the first takes its place: a disk that is full leaves the clustering before.
+        with replacing(summary) as described, replacing(labels) as labelled:
+            _write_labels(labelled, clustering, store)
+            with replacing(tree) as placed:
+                with placed.open("wb") as file:
+                    np.savez(file, allow_pickle=False, **_arrays(clustering.placement))
+                values = _summary(clustering)
+                files = {labels.name: hash_file(labelled), tree.name: hash_file(placed)}
+                values |= {"sha256": files | {summary.name: hash_values(values)}}
+                described.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return labels
 
 
