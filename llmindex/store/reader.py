@@ -34,7 +34,6 @@ _NO_DOCUMENTS: Final = pa.schema(
 
 # A mapped file keeps its descriptor, and processes usually may have some hundreds or a thousand.
 _MANY_SHARDS: Final = 100
-
 # Of an id in a message: ids can be as long as a text.
 _SHOWN: Final = 100
 
