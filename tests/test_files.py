@@ -1,8 +1,11 @@
 """A file is there whole or not at all, whoever writes it at the same time."""
 
+import errno
 import fcntl
 import os
+import stat
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmindex.errors import IndexLocked, StorageError, UsageError
+from llmindex.store import files
 from llmindex.store.files import check_folder, check_writable, lock, make_folder, replacing
 
 
@@ -92,6 +96,36 @@ def test_a_folder_that_cannot_be_made_is_refused_before_and_leaves_none_above_it
     with pytest.raises(StorageError, match="File name too long"):
         make_folder(tmp_path / f"a/b/{'c' * 300}")
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_folder_is_made_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power failure could take away the folder, and with it whatever had been synced in it."""
+    (tmp_path / "there").mkdir()
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    make_folder(tmp_path / "there/a/b")
+    assert sorted(synced) == [tmp_path / "there", tmp_path / "there/a"]
+    make_folder(tmp_path / "there/a/b")
+    assert len(synced) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EINVAL, errno.EIO])
+def test_a_folder_that_may_not_be_read_or_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What was written there is there; it cannot be waited for."""
+    sync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StorageError, match="error") if number == errno.EIO else nullcontext():
+        with replacing(tmp_path / "out") as temporary:
+            temporary.write_text("all")
+    assert (tmp_path / "out").read_text() == "all"
 
 
 def test_no_link_is_followed_to_be_written(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from llmindex.index.planner import (
 )
 from llmindex.index.recall import SAMPLE, draw_sample, gather
 from llmindex.progress import Progress, ProgressCallback
-from llmindex.store.files import hash_file, make_folder, replacing, sync
+from llmindex.store.files import hash_file, make_folder, replacing, sync_names
 from llmindex.store.manifest import IndexRecord
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
@@ -85,7 +85,7 @@ def build_index(
         sha256, size = hash_file(written), written.stat().st_size
         name = f"faiss/{store.vectors_id[:16]}-{sha256[:16]}.faiss"
         written.replace(store.path / name)
-        sync(written.parent)
+        sync_names(written.parent)
     finally:
         written.unlink(missing_ok=True)
     if reached < recall:

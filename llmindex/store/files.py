@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
             sync(temporary)
             temporary.replace(path)
             mine = False  # from here on the name may be another writer's
-            sync(path.parent)
+            sync_names(path.parent)
         except Exception as error:
             if refused(error) is None:
                 raise
@@ -141,17 +141,19 @@ def hash_values(values: Mapping[str, Any]) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, unless it is there.
+    """Make a folder, and those above it, unless it is there; durably, as what is put in it could else be lost with it.
 
     Raises:
-        StorageError: the disk refused; of the folders above it none is left behind.
+        StorageError: the disk refused; of the folders none is left behind.
     """
-    above = []
+    made = []
     try:
-        above = [each for each in folder.parents if not each.exists()]
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        for each in made:
+            sync_names(each.parent)
     except OSError as error:
-        for each in above:  # none that anything is in
+        for each in made:  # none that anything is in
             with suppress(OSError):
                 each.rmdir()
         raise storage_error(folder, error) from error
@@ -224,12 +226,21 @@ def _holder(lock: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or the names in a folder, are on the disk."""
+    """Wait until a file's bytes are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_names(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, if the file system knows how and lets us read the folder."""
+    try:
+        sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL):
+            raise
 
 
 def check_name(path: Path) -> None:

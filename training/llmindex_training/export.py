@@ -31,7 +31,7 @@ from llmindex.encode.wrapping import Wrapping
 from llmindex.errors import LlmindexError, MissingPackage, ModelError, UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Vectors
-from llmindex.store.files import check_name, make_folder, refused, storage_error, sync
+from llmindex.store.files import check_name, make_folder, refused, storage_error, sync, sync_names
 from llmindex_training import export_card
 from llmindex_training.export_modules import OWN_POOLING, write_json, write_modules
 from llmindex_training.export_parity import ROLES, TEXTS, with_sentence_transformers, with_transformers
@@ -356,7 +356,7 @@ def _replace(folder: Path, made: Path) -> None:
     finally:
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
-    sync(folder.parent)
+    sync_names(folder.parent)
 
 
 def _steps(on_progress: ProgressCallback | None) -> Callable[[], None]:
