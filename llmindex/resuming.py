@@ -87,7 +87,8 @@ def _check_same_making(
     theirs, ours = manifest.encoder.spec, encoder.spec
     if theirs.fingerprint() != ours.fingerprint():
         old, new = theirs.to_json(), ours.to_json()
-        changed = ", ".join(key for key in old if old[key] != new[key] and key not in ("backbone", "revision"))
+        named = [key for key in old | new if key not in ("backbone", "revision")]  # an adapter's where there is one
+        changed = ", ".join(key for key in named if old.get(key) != new.get(key))
         raise SpecMismatch(
             f"{path} was built with another encoder ({theirs.fingerprint()}, now {ours.fingerprint()}: "
             f"{changed} differ); {remedy}"

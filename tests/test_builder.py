@@ -1,11 +1,13 @@
 """Builds end to end with a tiny model: resuming, refusing, and what kill -9 leaves behind."""
 
+import copy
 import json
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,18 @@ def test_a_build_of_another_making_is_refused(
     with pytest.raises(error, match=said):
         llmindex.build(corpus, tmp_path / "x", **({"encoder": encoder} | change))
     assert contents(tmp_path / "x") == before
+
+
+@pytest.mark.parametrize("adapted", ["before", "now"])
+def test_a_build_with_an_adapter_on_one_side_alone_is_refused(
+    corpus: Path, encoder: Encoder, tmp_path: Path, adapted: str
+) -> None:
+    other = copy.copy(encoder)
+    other.spec = replace(encoder.spec, adapter="/an/adapter", adapter_sha256="1" * 64, whitened=True)
+    first, second = (other, encoder) if adapted == "before" else (encoder, other)
+    llmindex.build(corpus, tmp_path / "x", encoder=first)
+    with pytest.raises(SpecMismatch, match=r": adapter, adapter_sha256, whitened differ\); add --overwrite"):
+        llmindex.build(corpus, tmp_path / "x", encoder=second)
 
 
 def test_a_corpus_that_changed_is_refused_and_overwrite_starts_afresh(
