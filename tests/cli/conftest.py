@@ -60,19 +60,23 @@ def llmindex(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
-def start(
-    *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
-) -> "subprocess.Popen[bytes]":
-    """Start a command line as a process of its own."""
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a command line that runs as a process of its own."""
     here = Path(__file__).parents[2]
     settings = {key: value for key, value in os.environ.items() if not key.startswith("LLMINDEX_")}
     folders = ":".join(str(here / folder) for folder in ("", "cli", "training"))
     settings |= {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    settings |= {"LLMINDEX_NO_DAEMON": "1", **(env or {})}
+    return settings | {"LLMINDEX_NO_DAEMON": "1", **env}
+
+
+def start(
+    *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
+) -> "subprocess.Popen[bytes]":
+    """Start a command line as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "llmindex_cli", *map(str, arguments)],
         cwd=cwd,
-        env=settings,
+        env=environment(env or {}),
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

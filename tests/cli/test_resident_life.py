@@ -24,13 +24,14 @@ from llmindex_cli.resident.errors import ResidentError
 from llmindex_cli.resident.identity import identity
 from tests.conftest import make_tiny_model
 
-from .conftest import TEMPLATES, Llmindex, start
+from .conftest import TEMPLATES, Llmindex, environment, start
 from .resident_runs import PATIENCE, Resident, wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 GOAL = TEMPLATES[0].format(30)
 ANOTHER = os.geteuid() + 1
+SLOW = "levenshtein(repeat(text, 400), repeat(text, 401)) > 5"
 
 
 @pytest.fixture
@@ -222,6 +223,39 @@ def identity_of(pid: int) -> list[Any]:
     env = dict(variable.split("=", 1) for variable in variables)
     ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
     return list(json.loads(ended.stdout))
+
+
+def asked_slowly(resident: Resident, index: Path) -> socket.socket:
+    """The connection of a client whose search the searcher is computing, and will be for minutes."""
+    (pid,) = resident.pids()
+    runtime = {"dtype": "auto", "device": "auto", "trust_remote_code": False}
+    request = client._search(index, runtime, [GOAL], 1, None, SLOW) | {"identity": identity_of(pid)}
+    connection = connected(resident)
+    protocol.send(connection, request, protocol.REQUEST_LIMIT, PATIENCE)
+    assert protocol.receive(connection, 100, PATIENCE) == {"working": True}
+    return connection
+
+
+def test_a_condition_that_nobody_waits_for_holds_up_nobody(resident: Resident, built: Path, llmindex: Llmindex) -> None:
+    code = (
+        "import io, json, sys; from llmindex_cli.resident import identity, server; server._ABANDONED_SECONDS = 0.5; "
+        "sys.stdin = io.StringIO(json.dumps(identity.identity())); sys.exit(server.main())"
+    )
+    env = environment(resident.env)
+    subprocess.run([sys.executable, "-P", "-c", code, "llmindex_cli.resident.server"], env=env, check=True)
+    (pid,) = resident.pids()
+    asked_slowly(resident, built).close()
+    assert resident.run("search", GOAL, "-i", built) == llmindex("search", GOAL, "-i", built)
+    wait_until(lambda: pid not in resident.pids())
+
+
+def test_it_can_be_killed_while_it_computes(resident: Resident, built: Path) -> None:
+    assert resident.run("warm", "-i", built).code == 0
+    (pid,) = resident.pids()
+    with asked_slowly(resident, built):
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not resident.pids())
+    assert not resident.socket.exists()
 
 
 def test_a_request_that_is_too_large_is_answered_here(resident: Resident, built: Path, llmindex: Llmindex) -> None:

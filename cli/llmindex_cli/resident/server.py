@@ -16,7 +16,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llmindex_cli.console import configure
 from llmindex_cli.resident.folder import SOCKET, hold_lock, runtime_folder
@@ -38,6 +38,7 @@ _REPLY_SECONDS = 30.0
 _HEARTBEAT_SECONDS = 2.0
 _LOOK_AROUND_SECONDS = 2.0
 _MOST_CONNECTIONS = 32
+_ABANDONED_SECONDS = 10.0  # for which an answer that nobody waits for may hold up others
 _LOCK_SECONDS = 5.0  # long enough for one that cannot be reached any more to look around, and end
 
 
@@ -65,7 +66,7 @@ class Server:
 
     def run(self) -> None:
         """Answer until told to end, or until nobody has asked for a while."""
-        signal.signal(signal.SIGTERM, lambda *_: self._end())
+        signal.signal(signal.SIGTERM, lambda *_: self._quit())
         while not self._ending and (left := self._seconds_left()) > 0:
             ready, _, _ = select.select([self._listener, self._bell], [], [], min(left, _LOOK_AROUND_SECONDS))
             if self._bell in ready:
@@ -96,6 +97,11 @@ class Server:
             if self._is_reachable():
                 self._place.unlink(missing_ok=True)
             self._ring.send(b"!")
+
+    def _quit(self) -> NoReturn:
+        """End at once: whoever waits for an answer is cut off, and searches by itself."""
+        self._end()
+        os._exit(0)
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -132,11 +138,12 @@ class Server:
         idle = request.get("idle_minutes")
         if isinstance(idle, int | float) and idle > 0:
             self._idle_seconds = idle * 60
-        reply = self._searched(connection, self._worker.submit(self._indexes.answer, request))
+        reply = self._searched(connection, request)
         return reply | {"status": self._status()} if request.get("do") == "warm" else reply
 
-    def _searched(self, connection: socket.socket, answer: "Future[Message]") -> Message:
+    def _searched(self, connection: socket.socket, request: Message) -> Message:
         """The answer, when it is there; until then signs of life, which also tell whether the client is still there."""
+        answer = self._worker.submit(self._indexes.answer, request)
         while True:
             try:
                 return answer.result(_HEARTBEAT_SECONDS)
@@ -144,8 +151,16 @@ class Server:
                 try:
                     send(connection, {"working": True}, REPLY_LIMIT, _REPLY_SECONDS)
                 except ProtocolError:
-                    answer.cancel()
+                    if not answer.cancel() and request.get("where") is not None:
+                        self._finish_soon(answer)
                     raise
+
+    def _finish_soon(self, answer: "Future[Message]") -> None:
+        """A condition may take hours to compute, and nothing interrupts duckdb within a function."""
+        try:
+            answer.result(_ABANDONED_SECONDS)
+        except TimeoutError:
+            self._quit()
 
     def _status(self) -> Message:
         return {"pid": os.getpid(), "idle_minutes": self._idle_seconds / 60, **self._indexes.status()}
