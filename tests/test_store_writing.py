@@ -24,6 +24,7 @@ from llmindex.records import Vectors
 from llmindex.store.manifest import IndexRecord, Manifest
 from llmindex.store.reader import VectorStore
 from llmindex.store.writer import VectorWriter
+from tests.full_disk import files_up_to
 from tests.samples import (
     CORPUS,
     append,
@@ -104,6 +105,19 @@ def test_create_takes_only_what_is_free(tmp_path: Path) -> None:
     empty.mkdir()
     (empty / "lock").touch()
     VectorWriter.create(empty, make_encoder(4), CORPUS).close()
+
+
+def test_an_index_that_got_no_manifest_is_begun_again(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    with files_up_to(100), pytest.raises(StorageError, match=r"manifest\.json: File too large"):
+        VectorWriter.create(index, make_encoder(4), CORPUS)
+    assert sorted(path.name for path in index.iterdir()) == ["faiss", "lock", "vectors"]
+    (index / "faiss/mine.faiss").touch()
+    with pytest.raises(UsageError, match=r"neither empty nor an index \(it holds faiss\)"):
+        VectorWriter.create(index, make_encoder(4), CORPUS)
+    (index / "faiss/mine.faiss").unlink()
+    VectorWriter.create(index, make_encoder(4), CORPUS).close()
+    assert VectorStore.open(index).count == 0
 
 
 @pytest.mark.parametrize("manifest", ['{"name": "My web app", "icons": []}', "[]", "{", ""])

@@ -9,8 +9,8 @@ documents alone.
 
 import errno
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, cast
@@ -38,6 +38,8 @@ SHARD_ROWS: Final = 16_384
 
 SHARD_BYTES: Final = 256 * 2**20
 """... or this much in ids, texts and metadata, whichever comes first."""
+
+_FOLDERS: Final = ("vectors", "faiss")
 
 # The length of a unit vector in float32 is off by some 1e-7; a model's own normalising by a little more.
 _UNIT_TOLERANCE = 1e-3
@@ -152,7 +154,7 @@ class VectorWriter:
 
     def _prepare(self) -> None:
         try:
-            self._remove_leftovers("vectors", "faiss", "")
+            self._remove_leftovers(*_FOLDERS, "")
             self._load_back()
         except BaseException:
             self.close()
@@ -300,7 +302,8 @@ class VectorWriter:
             return self._manifest.shards
         target = self.path / name
         table, vectors = self._buffer.join()
-        self._on_disk(lambda: _write_durably(target, table, vectors))
+        with self._on_disk(), replacing(target) as temporary:
+            write_shard(temporary, table, vectors)
         return (*closed, ShardRecord(name, rows, target.stat().st_size, hash_file(target)))
 
     def _commit(self, shards: tuple[ShardRecord, ...]) -> None:
@@ -310,14 +313,16 @@ class VectorWriter:
     def _save(self, manifest: Manifest) -> None:
         self._check_open()
         if manifest != self._manifest:
-            self._on_disk(lambda: manifest.save(self.path))
+            with self._on_disk():
+                manifest.save(self.path)
             self._manifest = manifest
 
-    def _on_disk(self, write: Callable[[], None]) -> None:
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
         """Write something; a refusal is told together with what is safe."""
         self._check_open()
         try:
-            write()
+            yield
         except StorageError as error:
             full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
             remedy = "free space" if full else "make the folder writable"
@@ -358,13 +363,8 @@ class VectorWriter:
 
 
 def _make_folders(folder: Path) -> None:
-    for name in ("vectors", "faiss"):
+    for name in _FOLDERS:
         make_own_folder(folder / name)
-
-
-def _write_durably(path: Path, table: pa.Table, vectors: StoredVectors) -> None:
-    with replacing(path) as temporary:
-        write_shard(temporary, table, vectors)
 
 
 def _check_vectors(documents: pa.Table, vectors: Vectors, dim: int, unit: bool) -> None:
@@ -389,5 +389,11 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
             raise UsageError(f"{folder} is an index already; --overwrite starts afresh")
     elif folder.is_dir():
         for path in folder.iterdir():
-            if path.name != LOCK_NAME and not is_temporary(path):
+            if path.name != LOCK_NAME and not is_temporary(path) and not _is_begun(path):
                 raise UsageError(f"{folder} is neither empty nor an index (it holds {path.name}); choose another path")
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether it is a folder of an index that was stopped before it had a manifest, as by a disk that is full."""
+    made = path.name in _FOLDERS and (path.parent / LOCK_NAME).is_file()
+    return made and path.is_dir() and not any(path.iterdir())
