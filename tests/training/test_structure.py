@@ -56,6 +56,14 @@ def test_spans_are_long_enough_and_need_two_sentences() -> None:
     assert spans == ("This sentence is long enough.", "And so is the one after it.")
 
 
+def test_a_short_sentence_between_long_ones_is_no_span_by_itself() -> None:
+    long = f"{'word ' * 95}end."
+    for seed in range(10):
+        spans = structure.two_spans(f"{long} Yes. {long}", random.Random(seed))
+        assert spans is not None
+        assert min(map(len, spans)) >= structure.MIN_CHARACTERS
+
+
 def test_a_cut_is_drawn_from_all_that_are_possible() -> None:
     text = " ".join(f"This is the sentence with the number {number}." for number in range(5))
     firsts = {spans[0] for seed in range(50) if (spans := structure.two_spans(text, random.Random(seed)))}

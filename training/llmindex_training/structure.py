@@ -11,7 +11,8 @@ import re
 MIN_CHARACTERS = 24
 """A side that is shorter says too little to be a positive."""
 MAX_CHARACTERS = 480
-"""A span ends with the sentence that brings it to this length: about the hundred tokens that training looks at."""
+"""A span ends before the sentence that would take it beyond this length: about the hundred tokens that training looks
+at. Short of ``MIN_CHARACTERS`` it takes that sentence, too."""
 
 # Behind the end of a sentence, a paragraph or an item of a list; scripts without spaces have full stops of their own.
 _BREAK = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+|(?<=[。！？])|\n\s*\n|\n(?=\s*[-*•] )")
@@ -53,11 +54,11 @@ def _sentences(text: str) -> list[str]:
 
 
 def _span(sentences: list[str]) -> list[str]:
-    """The first sentences, up to the length of a span."""
+    """The first sentences, as many as make a span."""
     taken: list[str] = []
     length = 0
     for sentence in sentences:
-        if taken and length + len(sentence) > MAX_CHARACTERS:
+        if length >= MIN_CHARACTERS and length + len(sentence) > MAX_CHARACTERS:
             break
         taken.append(sentence)
         length += len(sentence)
