@@ -5,6 +5,7 @@ import fcntl
 import os
 import stat
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -145,6 +146,38 @@ def test_no_link_is_followed_to_be_written(tmp_path: Path) -> None:
         lock(tmp_path)
     assert precious.read_text() == "mine"
     assert not (tmp_path / "made").exists()
+
+
+def test_a_file_of_another_name_is_not_written_over(tmp_path: Path) -> None:
+    """A hard link is what a stranger may be able to make where a symbolic one is not followed."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / ".out.tmp").hardlink_to(precious)
+    with replacing(tmp_path / "out") as temporary:
+        temporary.write_text("all")
+    assert precious.read_text() == "mine"
+    assert (tmp_path / "out").read_text() == "all"
+
+
+@pytest.mark.parametrize(("make", "why"), [(os.mkdir, "Is a directory"), (os.mkfifo, "No such device or address")])
+def test_what_is_in_the_way_is_named(tmp_path: Path, make: Callable[[Path], None], why: str) -> None:
+    make(tmp_path / ".out.tmp")
+    with pytest.raises(StorageError, match=rf"cannot write .*/out: {why}; .*/\.out\.tmp is in the way: remove it$"):
+        check_writable(tmp_path / "out")
+
+
+def test_a_disk_that_becomes_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
+    with (
+        pytest.raises(StorageError, match=r"cannot write .*/out: Read-only file system$"),
+        replacing(tmp_path / "out"),
+    ):
+        pass
+    monkeypatch.undo()
 
 
 def test_nobody_waits_for_a_pipe_to_be_read(tmp_path: Path) -> None:

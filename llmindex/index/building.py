@@ -1,6 +1,7 @@
 """Making the nearest-neighbour index: trained, filled, tuned to the recall asked for, and saved beside the store."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,7 +88,8 @@ def build_index(
         written.replace(store.path / name)
         sync_names(written.parent)
     finally:
-        written.unlink(missing_ok=True)
+        with suppress(OSError):
+            written.unlink()
     if reached < recall:
         logger.warning("recall@10 of %s is %.3f, below the %.3f asked for", chosen.factory, reached, recall)
     return IndexRecord(name, sha256, size, chosen.factory, parameters, store.vectors_id, float(recall), reached)

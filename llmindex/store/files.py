@@ -16,6 +16,8 @@ from llmindex.errors import IndexLocked, LlmindexError, StorageError, UsageError
 from llmindex.folder import CLUSTERS, LOCK_NAME, open_regular
 
 _TEMPORARY = ".tmp"
+# Of another user's file in a sticky folder, of a folder, and of a pipe.
+_IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO)
 
 
 @contextmanager
@@ -42,7 +44,8 @@ def replacing(path: Path) -> Iterator[Path]:
             raise storage_error(path, error) from error
         finally:
             if mine:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):  # a disk that has become read-only says so above
+                    temporary.unlink()
 
 
 def check_writable(path: Path) -> None:
@@ -59,17 +62,24 @@ def check_writable(path: Path) -> None:
 def _begin(path: Path) -> tuple[Path, BinaryIO]:
     temporary = path.with_name(f".{path.name}{_TEMPORARY}")
     try:
-        return temporary, _take(temporary)
-    except BlockingIOError as error:
+        if os.path.lexists(temporary):
+            # A killed writer's; in a stranger's folder perhaps another name of a file that is not to be written over.
+            with _take(temporary):
+                temporary.unlink(missing_ok=True)
+        return temporary, _take(temporary, os.O_EXCL)
+    except (BlockingIOError, FileExistsError) as error:
         raise StorageError(f"{path} is being written by another process; wait for it or stop it") from error
     except OSError as error:
-        raise storage_error(path, error) from error
+        refusal = storage_error(path, error)
+        if error.errno in _IN_THE_WAY and os.path.lexists(temporary):
+            refusal = StorageError(f"{refusal}; {temporary} is in the way: remove it")
+        raise refusal from error
 
 
-def _take(path: Path) -> BinaryIO:
+def _take(path: Path, flags: int = 0) -> BinaryIO:
     """Open a file that nobody else writes to, until it is closed."""
     while True:
-        file = os.fdopen(_open_itself(path), "ab")
+        file = os.fdopen(_open_itself(path, flags), "ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(file, path):
@@ -80,12 +90,11 @@ def _take(path: Path) -> BinaryIO:
         file.close()  # whoever had it has just given it its final name, or removed it
 
 
-def _open_itself(path: Path) -> int:
+def _open_itself(path: Path, flags: int) -> int:
     """Open a file to be added to; follow no link, which in a stranger's folder may lead anywhere; wait for no pipe."""
+    flags |= os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return os.open(
-            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
-        )
+        return os.open(path, flags, 0o666)
     except OSError as error:
         if path.is_symlink():
             raise StorageError(f"{path} is a link, and what it leads to would be written over: remove it") from error
