@@ -273,6 +273,15 @@ def test_a_corpus_without_titles_does_without(tmp_path: Path) -> None:
         make_pairs(table, tmp_path / "b.parquet", PairsOptions(methods=("title",)))
 
 
+@pytest.mark.parametrize("layout", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize("named", [None, "title"])
+def test_titles_in_any_layout_of_strings(tmp_path: Path, layout: pa.DataType, named: str | None) -> None:
+    table = pa.table({"title": ["A title"], "text": ["A body that is long enough for a pair."]})
+    table = table.set_column(0, "title", table["title"].cast(layout))
+    report = make_pairs(table, tmp_path / "p.parquet", PairsOptions(title_column=named))
+    assert (report.title_column, report.accepted["title"]) == ("title", 1)
+
+
 def test_a_title_column_that_the_corpus_renames(tmp_path: Path) -> None:
     table = pa.table({"text": ["A title"], "body": ["A body that is long enough for a pair."]})
     options = PairsOptions(methods=("title",), title_column="text")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import pyarrow as pa
 
+from llmindex.corpus.column_types import is_text
 from llmindex.corpus.columns import RESERVED
 from llmindex.errors import CorpusError, UsageError
 from llmindex.records import at_least_one
@@ -278,7 +279,7 @@ def _of_title(document: Document) -> Iterator[Candidate]:
 
 def _title_column(options: PairsOptions, schema: pa.Schema) -> str | None:
     """The column as the corpus names it; None if none was named and none looks like one."""
-    names = [field.name for field in schema if field.name not in RESERVED and pa.types.is_string(field.type)]
+    names = [field.name for field in schema if field.name not in RESERVED and is_text(field.type)]
     wanted = options.title_column
     if wanted is None:
         found = {name.casefold(): name for name in reversed(names)}
