@@ -84,9 +84,13 @@ class TestFiles:
     def test_saving_again_replaces(self, own: VectorStore) -> None:
         save(cluster(own), own)
         other = cluster(own, ClusterOptions(min_cluster_size=20))
+        folder = own.path / "clusters"
+        (folder / ".gone.tree.npz.tmp").write_text("of a run that was killed")
         save(other, own)
         assert (load(own).labels == other.labels).all()
         assert names(own) == ["default"]
+        files = ["default.json", "default.parquet", "default.tree.npz", "lock"]
+        assert sorted(path.name for path in folder.iterdir()) == files
 
     def test_one_process_saves_at_a_time(self, own: VectorStore) -> None:
         before = cluster(own)

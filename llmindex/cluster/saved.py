@@ -23,7 +23,7 @@ from llmindex.cluster.reduce import Projection
 from llmindex.cluster.result import Clustering, ClusterSummary
 from llmindex.errors import CorruptStore, StaleIndex, UsageError
 from llmindex.folder import CLUSTERS
-from llmindex.store.files import clusterings_in, hash_file, hash_values, lock, make_own_folder, replacing
+from llmindex.store.files import clusterings_in, hash_file, hash_values, is_temporary, lock, make_own_folder, replacing
 from llmindex.store.reader import VectorStore
 
 _SCHEMA = pa.schema(
@@ -55,7 +55,10 @@ def save(clustering: Clustering, store: VectorStore) -> Path:
     _check_fresh(clustering.built_from, store, clustering.options.name)
     make_own_folder(store.path / CLUSTERS)
     labels, tree, summary = _paths(store, clustering.options.name)
-    with lock(store.path / CLUSTERS):  # of two runs under one name, one keeps all its files
+    with lock(labels.parent):  # of two runs under one name, one keeps all its files
+        for path in labels.parent.iterdir():
+            if is_temporary(path) and not path.is_dir():  # of a run that was killed, perhaps under another name
+                path.unlink()
         # All three are written before the first takes its place: a disk that is full leaves the clustering before.
         with replacing(summary) as described, replacing(labels) as labelled:
             _write_labels(labelled, clustering, store)
