@@ -224,9 +224,16 @@ def _scalar(value: Any) -> Any:  # noqa: ANN401
 
 def note(message: str) -> None:
     """A hint for the person at the terminal, on standard error; not with -q."""
-    if not is_quiet() and sys.stderr is not None:
+    if not is_quiet():
+        write_to_stderr(one_line(message))
+
+
+def write_to_stderr(line: str) -> None:
+    """Write a line to standard error; where nobody takes it, what is to be done goes on."""
+    if sys.stderr is not None:
         with suppress(OSError):
-            sys.stderr.write(one_line(message) + "\n")
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
 
 
 def is_quiet() -> bool:
@@ -276,11 +283,8 @@ class _StderrHandler(logging.Handler):
     """Writes each record as one line; looks ``sys.stderr`` up each time, so that a live progress bar can lift it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if sys.stderr is None:
-            return
         name = "" if record.name.startswith("llmindex") else f"{record.name}: "
-        with suppress(OSError):
-            sys.stderr.write(one_line(f"{record.levelname.capitalize()}: {name}{record.getMessage()}") + "\n")
+        write_to_stderr(one_line(f"{record.levelname.capitalize()}: {name}{record.getMessage()}"))
 
 
 def configure(*, quiet: bool, verbose: int) -> None:

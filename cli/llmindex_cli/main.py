@@ -14,12 +14,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 import click
 from click.shell_completion import shell_complete
 
 from llmindex import __version__
-from llmindex_cli.console import configure
+from llmindex_cli.console import configure, write_to_stderr
 from llmindex_cli.errors import explain
 from llmindex_cli.options import Command
 
@@ -135,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     _make_output_lenient()
+    code = 0
     try:
         if instruction := os.environ.get("_LLMINDEX_COMPLETE"):
             return shell_complete(root, {}, PROG, "_LLMINDEX_COMPLETE", instruction)
@@ -146,8 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None and isinstance(error, KeyboardInterrupt):
             # The process ends now; an impatient second Ctrl-C could only spoil the tidying up.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return _report(error)
+        return max(code, _report(error))  # a command that failed has, though nobody read why
     finally:
+        _give_up_unwritten(sys.stderr)
         if argv is None and "duckdb" not in sys.modules:
             # The process ends now. Its end would look for garbage among all that torch has brought: another second.
             # duckdb counts what nobody has collected then, and lists it on standard error.
@@ -167,14 +170,13 @@ def _run(argv: Sequence[str]) -> int:
 def _report(error: BaseException) -> int:
     answer = explain(error)
     if isinstance(error, OSError):
-        _abandon_output()
+        _give_up_unwritten(sys.stdout)
     with suppress(OSError):
         _flush()
     if os.environ.get("LLMINDEX_DEBUG", "") not in ("", "0") and not isinstance(error, click.ClickException):
         traceback.print_exception(error)
-    if answer.message and sys.stderr is not None:
-        with suppress(OSError):
-            sys.stderr.write(answer.message + "\n")
+    if answer.message:
+        write_to_stderr(answer.message)
     return answer.exit_code
 
 
@@ -191,15 +193,17 @@ def _flush() -> None:
         sys.stdout.flush()
 
 
-def _abandon_output() -> None:
+def _give_up_unwritten(stream: TextIO | None) -> None:
     # What is still buffered can go nowhere if the reader has left or the disk is full; without this the
-    # interpreter would try once more while it shuts down, and complain.
-    with suppress(OSError, ValueError, AttributeError):
-        sys.stdout.flush()
+    # interpreter would try once more while it shuts down, complain, and end with an exit code of its own.
+    if stream is None:
         return
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ValueError):
+        stream.flush()
+        return
+    with suppress(OSError, ValueError):
         devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, sys.stdout.fileno())
+        os.dup2(devnull, stream.fileno())
         os.close(devnull)
 
 

@@ -4,11 +4,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llmindex.progress import Progress, ProgressCallback
-from llmindex_cli.console import cut, duration, is_quiet
+from llmindex_cli.console import cut, duration, is_quiet, write_to_stderr
 
 LINE_EVERY_S = 10.0
 # A stage that took less is over before anybody wonders: it gets no line of its own.
@@ -126,15 +126,9 @@ def progress() -> Iterator[ProgressCallback | None]:
         with _bar() as callback:
             yield callback
     else:
-        meter = LineMeter(_write_line)
+        meter = LineMeter(write_to_stderr)
         yield meter
         meter.finish()
-
-
-def _write_line(line: str) -> None:
-    with suppress(OSError):  # whoever read our progress has gone: no reason to stop the work
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
 
 
 @contextmanager

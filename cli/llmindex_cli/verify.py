@@ -1,12 +1,12 @@
 """``llmindex verify``: read everything again and check it against the hashes."""
 
-import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from llmindex_cli.console import count, note, one_line, plain, print_json, say
+from llmindex_cli.console import count, note, one_line, plain, print_json, say, write_to_stderr
 from llmindex_cli.options import Command, index_option, json_option
 from llmindex_cli.progress import progress
 
@@ -25,14 +25,15 @@ def command(index: Path, as_json: bool) -> None:
 
     with progress() as on_progress:
         report = verify(index, on_progress=on_progress)
-    if as_json:
-        print_json(asdict(report))
-    elif not report.problems:
-        say(f"{plain(str(index))}: {count(report.files, 'files')} and {count(report.rows, 'documents')} are as written")
+    with suppress(BrokenPipeError):  # who does not read on still gets the exit code
+        if as_json:
+            print_json(asdict(report))
+        elif not report.problems:
+            documents = count(report.rows, "documents")
+            say(f"{plain(str(index))}: {count(report.files, 'files')} and {documents} are as written")
     for line in report.outdated:
         note(line)
     for problem in report.problems:
-        if sys.stderr is not None:
-            sys.stderr.write(f"Error: {one_line(problem)}\n")
+        write_to_stderr(f"Error: {one_line(problem)}")
     if report.problems:
         raise click.exceptions.Exit(1)

@@ -8,7 +8,7 @@ import pytest
 from llmindex.store.files import hash_values
 from llmindex.store.manifest import Manifest
 
-from .conftest import Llmindex
+from .conftest import Llmindex, start
 
 
 def test_info(llmindex: Llmindex, built: Path, documents: Path, tiny_model: Path) -> None:
@@ -59,6 +59,20 @@ def test_verify_names_each_problem_on_a_line(llmindex: Llmindex, index: Path) ->
     report = llmindex("verify", "-i", index, "--json")
     assert report.code == 1
     assert len(json.loads(report.out)["problems"]) == 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("gone", "left"), [("stdout", "stderr"), ("stderr", "stdout")])
+def test_verify_fails_where_nobody_reads_why(
+    gone: str, left: str, unbuffered: str, index: Path, tmp_path: Path
+) -> None:
+    shard = index / "vectors" / "part-00000.parquet"
+    shard.write_bytes(shard.read_bytes() + b"x")
+    running = start("verify", "-i", index, "--json", cwd=tmp_path, env={"PYTHONUNBUFFERED": unbuffered})
+    getattr(running, gone).close()
+    with getattr(running, left) as stream:
+        assert b"part-00000.parquet" in stream.read()
+    assert running.wait(timeout=60) == 1
 
 
 def test_reindex(llmindex: Llmindex, index: Path) -> None:

@@ -16,7 +16,7 @@ from llmindex_cli.errors import explain
 from llmindex_cli.main import COMMANDS, main, root
 from llmindex_cli.options import Command
 
-from .conftest import Llmindex, start
+from .conftest import Llmindex, environment, start
 
 HEAVY = {"torch", "transformers", "faiss", "hdbscan", "sklearn", "pyarrow", "numpy", "rich"}
 NAMES = [name for entries in COMMANDS.values() for name in entries]
@@ -211,6 +211,16 @@ def test_full_standard_output_is_one_line(tmp_path: Path) -> None:
         )
     assert ended.returncode == 1
     assert ended.stderr == b"Error: the disk is full: free some space and run the same command again\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_standard_error_leaves_the_exit_code(unbuffered: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmindex_cli", "info"]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            command, stderr=full, cwd=tmp_path, env=environment({"PYTHONUNBUFFERED": unbuffered}), check=False
+        )
+    assert ended.returncode == 1
 
 
 @pytest.mark.parametrize(
