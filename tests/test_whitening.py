@@ -41,6 +41,13 @@ def test_an_adapter_that_lost_its_encoder_json(tiny_model: Path, tmp_path: Path)
         Encoder.load(str(folder))
 
 
+def test_whoever_reads_the_adapter_reads_its_whitening(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.touch()
+    Whitening(torch.zeros(4), torch.eye(4)[:2]).save(tmp_path / "whitening.safetensors")
+    assert (tmp_path / "whitening.safetensors").stat().st_mode == other.stat().st_mode
+
+
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     lengths: NDArray[np.float64] = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / lengths, np.float64)

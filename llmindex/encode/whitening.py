@@ -75,9 +75,10 @@ class Whitening:
 
     def save(self, file: Path) -> None:
         """Write it as safetensors; :meth:`load` finds it beside an adapter's weights, as ``WHITENING_NAME``."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file({"mean": self.mean, "matrix": self.matrix.contiguous()}, file)
+        # save_file gives a file that its owner alone can read.
+        file.write_bytes(save({"mean": self.mean, "matrix": self.matrix.contiguous()}))
 
     @property
     def dim(self) -> int:

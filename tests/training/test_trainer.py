@@ -168,6 +168,8 @@ def test_the_last_checkpoints_are_averaged(pairs: Path, tiny_model: Path, tmp_pa
     parts = [load_file(tmp_path / f"run/checkpoints/checkpoint-{step}/{name}") for step in (8, 12, 14)]
     made = load_file(report.adapter / name)
     assert made.keys() == parts[0].keys()
+    modes = {(report.run / each).stat().st_mode for each in ("recipe.toml", f"averaged/{name}")}
+    assert len(modes) == 1  # as scripts/average_adapters.py leaves it to others
     for key, weight in made.items():
         np.testing.assert_allclose(weight, np.mean([part[key] for part in parts], axis=0), atol=1e-6)
     assert report.cosine > 0.9999
