@@ -1,5 +1,7 @@
 """What a decoder of transformers turns out to be when it is loaded: how wide its states are, and what padding does."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from torch import Tensor
 
 from llmindex.encode.backbone import Backbone
+from llmindex.encode.pack import Pack
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import ModelError, UsageError
 from llmindex_training.evaluate import Encoding
@@ -49,6 +52,24 @@ def test_a_layer_with_several_states_a_token_is_refused(tiny_model: Path, monkey
     assert load(tiny_model).encode(TEXTS).shape == (len(TEXTS), 32)
     with pytest.raises(ModelError, match=r"several states for each token of that layer; use --layer -1$"):
         load(tiny_model, layer=1)
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_threads_get_the_states_of_their_own_texts(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, layer: int
+) -> None:
+    encoder = load(tiny_model, layer=layer)
+    expected = [encoder.encode([text]) for text in TEXTS]
+    plain = Pack.unpack
+
+    def slowly(self: Pack, hidden_1ND: Tensor) -> Tensor:
+        time.sleep(0.02)  # others begin meanwhile
+        return plain(self, hidden_1ND)
+
+    monkeypatch.setattr(Pack, "unpack", slowly)
+    with ThreadPoolExecutor(len(TEXTS)) as pool:
+        found = list(pool.map(lambda text: encoder.encode([text]), TEXTS))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_window_that_is_in_the_masks_alone_is_kept(tmp_path: Path, tiny_model: Path) -> None:

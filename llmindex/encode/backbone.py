@@ -9,6 +9,7 @@ probe lays texts end to end: only a model that gives them the states that they h
 
 import logging
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,7 @@ class Backbone(Decoder):
         self.layer = -1
         self._caught: dict[int, Tensor] = {}
         self._tapped: dict[int, Tensor] | None = None
+        self._running = threading.Lock()  # what is caught is of one forward
         self._needs_mask = False
         if adapter is not None:
             self._merge(adapter)
@@ -133,7 +135,8 @@ class Backbone(Decoder):
 
     def __call__(self, ids_BT: Tensor, mask_BT: Tensor, read_BT: Tensor | None = None) -> Tensor:
         """As :class:`Decoder` says; all states are computed."""
-        states = self._states(ids_BT, mask_BT)
+        with self._running:
+            states = self._states(ids_BT, mask_BT)
         if self._tapped is not None:
             self._tapped.update(states)
             if other := [layer for layer, each in states.items() if each.shape != states[self.layer].shape]:

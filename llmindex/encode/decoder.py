@@ -26,7 +26,7 @@ class Decoder(ABC):
         hidden_size: D, the length of a token state.
         layer: the one whose states come out: -1 the last (after the final norm), else counted from 0, the embeddings.
         max_positions: the most tokens the model was made for, or None where its configuration does not say.
-        reentrant: whether several threads may call it at a time.
+        reentrant: whether it computes for several threads at a time; else they wait for each other.
     """
 
     folder: Path
