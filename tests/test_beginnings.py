@@ -92,7 +92,7 @@ def test_short_beginnings_and_bidirectional_attention_share_nothing(tiny_model: 
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8),
     begun=st.lists(st.booleans(), min_size=8, max_size=8),
-    kernel=st.sampled_from(["fused", "products", "varlen", "flex"]),
+    kernel=st.sampled_from(["fused", "long", "products", "varlen", "flex"]),
 )
 def test_rows_that_begin_otherwise_or_end_early_are_computed_in_full(
     tiny_model: Path, lengths: list[int], begun: list[bool], kernel: str
@@ -117,7 +117,10 @@ def test_rows_that_begin_otherwise_or_end_early_are_computed_in_full(
 
 
 def use(kernel: str, patch: pytest.MonkeyPatch) -> None:
-    """Have attention computed in one of the four ways, whatever dtype and device would choose."""
+    """Have attention computed in one of the five ways, whatever dtype, device and length would choose."""
+    if kernel == "long":  # a mask of all queries by all keys is out of the question
+        patch.setattr(packing, "_LONG", 1)
+        patch.delattr(packing, "_causal")
     if kernel == "products":
         patch.setattr(packing, "_fused", lambda *args: packing._by_products(*args[:5]))
     if kernel == "varlen":

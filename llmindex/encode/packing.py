@@ -24,6 +24,8 @@ NAME = "llmindex_packed"
 _HALF = (torch.bfloat16, torch.float16)
 # Queries that are compared with keys at a time: their scores stay in the cache, most that is hidden is not computed.
 _QUERIES = 128
+# Tokens of a row from which no mask hides the later ones: it has the square of their number, and all of it is read.
+_LONG = 512
 # Where the fused attention takes fewer heads of keys than of queries: on a GPU of Apple's torch 2.6 ends the process.
 _GROUPED = ("cpu", "cuda")
 # What other models' attention does beside the plain one, under the keywords that transformers has for it.
@@ -120,11 +122,15 @@ def _fused(
     query_nHLC: Tensor, key_nKLC: Tensor, value_nKLC: Tensor, scale: float, causal: bool, dropout: float
 ) -> Tensor:
     length, before = query_nHLC.shape[2], key_nKLC.shape[2] - query_nHLC.shape[2]
-    mask = nn.functional.pad(_causal(length, query_nHLC), (before, 0)) if before else None
+    mask = None
+    if before and length >= _LONG:  # with as many queries as keys the kernel hides them by itself
+        query_nHLC = nn.functional.pad(query_nHLC, (0, 0, before, 0))
+    elif before:
+        mask = nn.functional.pad(_causal(length, query_nHLC), (before, 0))
     if query_nHLC.device.type not in _GROUPED:
         copies = query_nHLC.shape[1] // key_nKLC.shape[1]
         key_nKLC, value_nKLC = (each.repeat_interleave(copies, dim=1) for each in (key_nKLC, value_nKLC))
-    return nn.functional.scaled_dot_product_attention(
+    mixed_nHLC = nn.functional.scaled_dot_product_attention(
         query_nHLC,
         key_nKLC,
         value_nKLC,
@@ -134,6 +140,7 @@ def _fused(
         scale=scale,
         enable_gqa=query_nHLC.shape[1] != key_nKLC.shape[1],
     )
+    return mixed_nHLC[:, :, -length:]
 
 
 def _by_products(query_nHLC: Tensor, key_nKLC: Tensor, value_nKLC: Tensor, scale: float, causal: bool) -> Tensor:
