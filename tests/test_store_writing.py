@@ -232,6 +232,16 @@ def test_the_range_of_float16(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.vectors(), vectors)
 
 
+def test_the_columns_of_what_was_refused_do_not_count(tmp_path: Path) -> None:
+    with VectorWriter.create(tmp_path / "index", make_encoder(4), CORPUS) as w:
+        for vectors, refused in ((2 * make_vectors(3, 4), ModelError), (make_vectors(3, 5), ValueError)):
+            with pytest.raises(refused):
+                append(w, make_documents(0, 3, {"other": pa.array([1, 2, 3])}), vectors)
+        append(w, make_documents(0, 3), make_vectors(3, 4))
+        w.finish()
+    assert VectorStore.open(tmp_path / "index").schema.names == ["id", "text", "number"]
+
+
 @pytest.mark.parametrize("reopen", [False, True])
 def test_a_window_of_other_columns(tmp_path: Path, reopen: bool) -> None:
     w = VectorWriter.create(tmp_path / "index", make_encoder(4), CORPUS)

@@ -200,6 +200,7 @@ class VectorWriter:
         documents = self._conform(table)
         _check_vectors(documents, vectors, self._encoder.spec.dim, self._encoder.spec.normalize)
         self._buffer.add(documents, self._store_dtype(documents, vectors))
+        self._schema = documents.schema
         self._corpus = replace(
             self._corpus,
             source_rows=source_rows,
@@ -269,9 +270,7 @@ class VectorWriter:
         for name in ("id", "text"):
             if name not in table.schema.names or table.column(name).null_count:
                 raise ValueError(f'documents need a column "{name}" without nulls')
-        if self._schema is None:
-            self._schema = schema
-        elif not schema.equals(self._schema):
+        if self._schema is not None and not schema.equals(self._schema):
             raise CorpusError(f"{difference(self._schema, schema)}; documents of one index have the same columns")
         return conform(table, schema)
 
