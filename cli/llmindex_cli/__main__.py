@@ -8,14 +8,18 @@ from llmindex_cli.loading import loading
 
 def main() -> int:
     """Import the command line, in which the garbage collector has nothing to look for, and run it."""
-    with loading():
-        if sys.argv[1:2] == ["search"]:
-            from llmindex_cli.resident import ahead
+    try:
+        with loading():
+            if sys.argv[1:2] == ["search"]:
+                from llmindex_cli.resident import ahead
 
-            ahead.send(sys.argv[1:])
-        from llmindex_cli.main import main as run
+                ahead.send(sys.argv[1:])
+            from llmindex_cli.main import main as run
 
-        gc.freeze()
+            gc.freeze()
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return 130
     return run()
 
 

@@ -249,6 +249,16 @@ def test_log_records_are_lines_on_standard_error(
     assert ended.err.splitlines() == shown
 
 
+def test_ctrl_c_while_the_command_line_is_imported() -> None:
+    code = (
+        "import os, signal, sys; from llmindex_cli.__main__ import main; from llmindex_cli.resident import ahead\n"
+        "def press(_): os.kill(os.getpid(), signal.SIGINT)\n"
+        "ahead.send = press; sys.argv = ['llmindex', 'search', 'x']; sys.exit(main())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "Interrupted.\n")
+
+
 def test_a_second_ctrl_c_does_not_spoil_the_end(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from llmindex_cli import prompts; from llmindex_cli.main import main\n"
