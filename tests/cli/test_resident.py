@@ -18,7 +18,7 @@ from llmindex_cli.resident.identity import index_identity
 from llmindex_cli.resident.open_indexes import OpenIndexes
 from llmindex_cli.resident.protocol import Message
 
-from .conftest import TEMPLATES, Llmindex, start
+from .conftest import TEMPLATES, Llmindex, environment, start
 from .resident_runs import PATIENCE, Resident, wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
@@ -179,7 +179,7 @@ def test_another_mount_namespace_gets_its_own_hits(warmed: Resident, index: Path
         pytest.skip(f"no mount namespace can be made here: {error}")
     ended = subprocess.run(
         [*apart, sys.executable, "-m", "llmindex_cli", *map(str, search)],
-        env=os.environ | environment() | warmed.env,
+        env=environment(warmed.env),
         capture_output=True,
         text=True,
         check=True,
@@ -207,7 +207,7 @@ def test_a_client_loads_nothing_heavy(warmed: Resident, built: Path) -> None:
     for arguments in ([], ["--json"]):
         ended = subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            env=os.environ | environment() | warmed.env,
+            env=environment(warmed.env),
             capture_output=True,
             text=True,
             check=True,
@@ -223,13 +223,6 @@ def has_socket(pid: int) -> bool:
         return any(str(link.readlink()).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False
-
-
-def environment() -> dict[str, str]:
-    """What ``start`` sets for the processes that it starts, as far as a resident searcher looks at it."""
-    here = Path(__file__).parents[2]
-    folders = ":".join(str(here / folder) for folder in ("", "cli", "training"))
-    return {"PYTHONPATH": folders, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def test_ctrl_c_ends_the_client_alone(warmed: Resident, built: Path) -> None:

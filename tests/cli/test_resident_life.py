@@ -197,6 +197,7 @@ def test_clients_that_misbehave(resident: Resident, built: Path, llmindex: Llmin
             of_client = json.dumps(request | {"identity": known}).encode()
             connection.sendall(struct.pack(">I", len(of_client)) + of_client)
             assert protocol.receive(connection, 10_000, PATIENCE)["failed"]
+    assert "KeyError: 'cwd'" in (resident.socket.parent / folders.LOG).read_text()
     silent = [connected(resident) for _ in range(8)]
     assert resident.run(*search) == llmindex(*search)
     with suppress(BlockingIOError):  # more than may wait

@@ -80,8 +80,8 @@ class OpenIndexes:
                 reply |= self._answer(request, opened.searcher)
         except LlmindexError as error:
             reply["error"] = {"kind": type(error).__name__, "message": str(error)}
-        except Exception:
-            logger.exception("a request failed")
+        except Exception as error:
+            logger.error("a request failed: %s: %s", type(error).__name__, error)
             reply["failed"] = True
         finally:
             os.chdir("/")
