@@ -1,5 +1,6 @@
 """A corpus finds its columns, and leaves out the rows that cannot be documents, counted and named."""
 
+import datetime
 import re
 import sqlite3
 from pathlib import Path
@@ -90,6 +91,19 @@ class TestColumns:
         corpus = Corpus.open(pa.table({"text": column}))
         assert [row["text"] for row in documents(corpus)] == ["é", "b"]
         assert next(corpus.windows(9)).table.schema.field("text").type == pa.string()
+
+    @pytest.mark.parametrize("numbers", ["int8", "int16"])
+    def test_dictionaries_of_several_sources_need_not_fit_together(self, tmp_path: Path, numbers: str) -> None:
+        """As pandas writes categories: numbered in as few bits as will do for the values of one file."""
+        days = [datetime.date(1970, 1, 1) + datetime.timedelta(day) for day in range(200)]
+        tables = []
+        for part, type_ in ((days[:100], "int8"), (days[100:], numbers)):
+            column = pa.array(part).dictionary_encode().cast(pa.dictionary(type_, pa.date32()))
+            tables.append(pa.table({"text": map(str, part), "day": column}))
+            pq.write_table(tables[-1], tmp_path / f"{len(tables)}.parquet")
+        sources = [tmp_path] if numbers == "int16" else [tmp_path, pa.concat_tables(tables)]
+        for source in sources:
+            assert [row["day"] for row in documents(Corpus.open(source))] == days
 
     @pytest.mark.parametrize(
         ("values", "type_", "id_"),

@@ -306,7 +306,6 @@ class TestParquet:
             "struct": pa.array([{"a": 1, "b": ["x"]}, None, {"a": None, "b": None}]),
             "time": pa.array([datetime.datetime(2020, 1, 1), None, None], pa.timestamp("us", "Europe/Berlin")),
             "decimal": pa.array([decimal.Decimal("1.20"), None, None], pa.decimal128(9, 2)),
-            "kind": pa.array(["u", "v", "u"]).dictionary_encode().cast(pa.dictionary(pa.int8(), pa.string())),
             "large": pa.array(["l", None, ""], pa.large_string()),
             "bytes": pa.array([b"\xff", None, b""]),
             "map": pa.array([[("k", 1)], None, []], pa.map_(pa.string(), pa.int32())),

@@ -124,8 +124,11 @@ class TableSource:
         digest = hashlib.sha256(repr([(field.name, str(field.type)) for field in self.schema]).encode())
         with reading(self.label):
             for start in range(0, self.rows, _HASHED_ROWS):
-                part = self._table.slice(start, _HASHED_ROWS).combine_chunks()
-                columns = [_decoded(conform(column.chunk(0), stored_type(column.type))) for column in part.columns]
+                part = self._table.slice(start, _HASHED_ROWS)
+                columns = [
+                    pa.concat_arrays([conform(chunk, stored_type(column.type)) for chunk in column.chunks])
+                    for column in part.columns
+                ]
                 batch = pa.RecordBatch.from_arrays(columns, names=self.schema.names)
                 # Taken rows, unlike a slice, have buffers with nothing else in them.
                 digest.update(batch.take(pa.array(np.arange(len(batch)))).serialize())
@@ -149,7 +152,7 @@ def readable_rows(batch: pa.RecordBatch, wanted: pa.Schema) -> Chunk:
         unreadable |= invalid_utf8(column)
     if unreadable.any():
         kept = pa.array(np.arange(batch.num_rows), mask=unreadable)
-        columns = [_decoded(column).take(kept) for column in columns]
+        columns = [column.take(kept) for column in columns]
     fitted = [conform(column, field.type) for column, field in zip(columns, wanted, strict=True)]
     return Chunk(pa.RecordBatch.from_arrays(fitted, schema=wanted), unreadable)
 
@@ -158,8 +161,3 @@ def _selectable(column: pa.Array, type_: pa.DataType) -> pa.Array:
     if type_ == STRING and (is_text(column.type) or is_bytes(column.type)):
         return as_strings(column)
     return conform(column, stored_type(column.type))
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    """Without its dictionary, which does not go where the column's rows go."""
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column

@@ -65,11 +65,13 @@ def json_type(value: object, depth: int = 0) -> pa.DataType:
 
 def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     """The narrowest type that holds the values of both: null < T, int < float, anything else meets in text."""
-    if first is second or pa.types.is_null(second) or first == second:
+    if first is second:
+        return first
+    first, second = _values_type(first), _values_type(second)
+    if pa.types.is_null(second) or first == second:
         return first
     if pa.types.is_null(first):
         return second
-    first, second = _values_type(first), _values_type(second)
     if pa.types.is_struct(first) and pa.types.is_struct(second):
         merged = {field.name: field.type for field in first}
         for field in second:
@@ -130,7 +132,12 @@ def stored_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _plain(type_: pa.DataType) -> pa.DataType:
-    """The type without what Parquet cannot hold (structs without fields) or Arrow cannot select rows of (views)."""
+    """The type without what Parquet cannot hold (structs without fields) or Arrow cannot select rows of (views).
+
+    Nor with dictionaries: those of several files need not fit together into one with the numbers that a single one has.
+    """
+    if pa.types.is_dictionary(type_):
+        return _plain(type_.value_type)
     if pa.types.is_string_view(type_):
         return STRING
     if pa.types.is_binary_view(type_):
@@ -193,8 +200,6 @@ def invalid_utf8(column: pa.Array) -> NDArray[np.bool_]:
     """``(n,) bool``: rows with a string, at any depth, that is not UTF-8; readers take Parquet's word for it."""
     if _is_valid(column):
         return np.zeros(len(column), np.bool_)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     # A slice shares its children with the whole column; a taken row has its own.
     rows = (column.take(pa.array([row])) for row in range(len(column)))
     return np.fromiter((not _is_valid(row) for row in rows), np.bool_, len(column))

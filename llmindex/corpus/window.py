@@ -67,16 +67,4 @@ class GrowingWindow:
 
     def finished(self, position: Position) -> Window:
         """The documents, laid out so that nothing shows in what chunks they were read."""
-        table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
-        columns = [_with_own_dictionary(column) for column in table.columns]
-        return Window(pa.table(columns, schema=self._schema), position)
-
-
-def _with_own_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A dictionary column with the values of its own rows alone, in the order of their first use."""
-    if not pa.types.is_dictionary(column.type):
-        return column
-    encoded = column.cast(column.type.value_type).combine_chunks().dictionary_encode()
-    indices = encoded.indices.cast(column.type.index_type)
-    own = pa.DictionaryArray.from_arrays(indices, encoded.dictionary, ordered=column.type.ordered)
-    return pa.chunked_array([own])
+        return Window(pa.Table.from_batches(self._batches, self._schema).combine_chunks(), position)
