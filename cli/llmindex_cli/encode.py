@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from llmindex.errors import UsageError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex_cli.console import count, kinds_of, note, plain, print_json, say
 from llmindex_cli.encoder_options import encoder_options
@@ -65,6 +66,7 @@ def command(
 
     options = CorpusOptions(text_columns, id_column, on_bad_row)  # type: ignore[arg-type]
     with progress() as on_progress, closing(Corpus.open([file], options, on_progress)) as corpus:
+        _check_apart(output, corpus)
         # Not before the corpus has proved readable: torch takes seconds to load.
         from llmindex.encode.encoder import Encoder
         from llmindex.encode.settings import EncoderOptions
@@ -82,6 +84,13 @@ def command(
         note(f"Skipped {count(sum(copied.bad_rows.values()), 'rows')} ({kinds_of(copied.bad_rows)}).")
     if copied.truncated:
         note(f"Cut {count(copied.truncated, 'texts')} to {loaded.spec.max_tokens:,} tokens.")
+
+
+def _check_apart(output: Path, corpus: "Corpus") -> None:
+    """Refuse to write over the corpus."""
+    sources = [Path(source["path"]) for source in corpus.record["sources"] if "path" in source]
+    if any(source.exists() and output.exists() and source.samefile(output) for source in sources):
+        raise UsageError(f"{output} is a file of the corpus itself; write to another file with -o")
 
 
 @dataclass(slots=True)

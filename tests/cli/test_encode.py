@@ -1,7 +1,10 @@
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -57,8 +60,6 @@ def test_numpy_json_and_role(
 
 
 def test_numpy_file_may_grow_by_any_number_of_rows(tmp_path: Path) -> None:
-    import pyarrow as pa
-
     path = tmp_path / "v.npy"
     sink = NpySink(path, 2)
     blocks = [np.full((rows, 2), rows, np.float32) for rows in (1, 9, 90, 900, 99_000)]
@@ -76,6 +77,22 @@ def test_a_failed_run_leaves_the_old_file(llmindex: Llmindex, corpus: Path, tiny
     assert "line 4" in ended.err
     assert out.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl", "v.npy"]
+
+
+@pytest.mark.parametrize("source", ["texts.parquet", ".", "*.parquet"])
+def test_the_corpus_is_not_written_over(
+    source: str, llmindex: Llmindex, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"text": TEXTS}), "texts.parquet")
+    before = Path("texts.parquet").read_bytes()
+    ended = llmindex("encode", source, "-o", tmp_path / "texts.parquet", "--model", tiny_model)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "texts.parquet is a file of the corpus itself; write to another file" in ended.err
+    assert Path("texts.parquet").read_bytes() == before
+    for other in (source, "-", source, "-"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a text\n")))
+        assert llmindex("encode", other, "-o", tmp_path / "texts.npy", "--model", tiny_model).code == 0
 
 
 @pytest.mark.parametrize(
