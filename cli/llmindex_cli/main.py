@@ -14,12 +14,14 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TextIO
 
 import click
 from click.shell_completion import shell_complete
 
 from llmindex import __version__
+from llmindex.errors import LlmindexError
 from llmindex_cli.console import configure, write_to_stderr
 from llmindex_cli.errors import explain
 from llmindex_cli.options import Command
@@ -124,6 +126,10 @@ def root(quiet: bool, verbose: int) -> None:
     named by -i, else by $LLMINDEX_INDEX, else the only *.llmindex folder in the current directory.
     """
     configure(quiet=quiet, verbose=verbose)
+    try:
+        Path.cwd()
+    except OSError as error:  # no library bears that, and torch ends the process
+        raise LlmindexError("the working directory is gone: change to one that is there") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

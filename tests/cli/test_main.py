@@ -249,6 +249,17 @@ def test_log_records_are_lines_on_standard_error(
     assert ended.err.splitlines() == shown
 
 
+def test_a_working_directory_that_is_gone(llmindex: Llmindex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for arguments in (("info",), ("search", "x", "-i", tmp_path), ("build", tmp_path / "corpus.txt")):
+        ended = llmindex(*arguments)
+        said = "Error: the working directory is gone: change to one that is there\n"
+        assert (ended.code, ended.out, ended.err) == (1, "", said)
+
+
 def test_ctrl_c_while_the_command_line_is_imported() -> None:
     code = (
         "import os, signal, sys; from llmindex_cli.__main__ import main; from llmindex_cli.resident import ahead\n"
