@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--file",
     type=FILE,
+    metavar="FILE",
     help="Instead of a text: a corpus, any source that build takes; the shares over its texts.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take the first N texts of the corpus.")

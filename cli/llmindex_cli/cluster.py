@@ -83,7 +83,9 @@ _COLUMNS = (
     metavar="SIZE",
     help="The most memory to take; what does not fit joins the clusters of a sample. [default: what is free]",
 )
-@click.option("--name", default=_DEFAULTS.name, show_default=True, help="Name that the clustering is kept under.")
+@click.option(
+    "--name", default=_DEFAULTS.name, show_default=True, metavar="NAME", help="Name that the clustering is kept under."
+)
 @output_option(
     "--plot",
     suffixes=(".html", ".png"),

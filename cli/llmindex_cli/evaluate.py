@@ -54,12 +54,18 @@ def command() -> None:
 @click.option(
     "--sample",
     type=click.IntRange(min=2),
+    metavar="N",
     default=2000,
     show_default=True,
     help="The most texts of a file; more are sampled, always the same.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="k-means runs that are averaged."
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="k-means runs that are averaged.",
 )
 @baseline_option
 @scores_json_option
@@ -91,10 +97,19 @@ def clustering(
 
 @command.command("retrieval", cls=Command, short_help="nDCG, recall and MRR; what an index loses.")
 @click.argument("folders", nargs=-1, required=True, type=FILE, metavar="FOLDER...")
-@click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="Hits that recall counts.")
+@click.option(
+    "-k",
+    "k",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Hits that recall counts.",
+)
 @click.option(
     "--sample",
     type=click.IntRange(min=1),
+    metavar="N",
     help="The most queries, and the most documents beside those that are judged. Fewer documents are an easier task.",
 )
 @click.option(
@@ -151,9 +166,13 @@ def retrieval(
 @command.command("sts", cls=Command, short_help="Spearman's correlation with scored sentence pairs.")
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @click.option(
-    "--split", default="test", show_default=True, help="Rows that count, by the column split if there is one."
+    "--split",
+    default="test",
+    show_default=True,
+    metavar="NAME",
+    help="Rows that count, by the column split if there is one.",
 )
-@click.option("--sample", type=click.IntRange(min=2), help="The most pairs of a file; more are sampled.")
+@click.option("--sample", type=click.IntRange(min=2), metavar="N", help="The most pairs of a file; more are sampled.")
 @baseline_option
 @scores_json_option
 @encoder_options
@@ -191,6 +210,7 @@ def sts(
     "-o",
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
     help="Folder for MTEB's own result files; what is there for this encoder is not run again.",
 )
 @json_option("one object a task")

@@ -36,6 +36,7 @@ from llmindex_cli.progress import progress
     type=click.IntRange(min=1),
     default=30,
     show_default=True,
+    metavar="N",
     help="How many of the nearest documents are considered.",
 )
 @click.option(
@@ -46,7 +47,9 @@ from llmindex_cli.progress import progress
     metavar="SCORE",
     help="How far a negative's score has to stay below that of the positive.",
 )
-@click.option("--negatives", type=click.IntRange(min=1), default=1, show_default=True, help="The most of a pair.")
+@click.option(
+    "--negatives", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="The most of a pair."
+)
 @json_option("one object")
 @runtime_options
 def command(

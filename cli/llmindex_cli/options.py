@@ -109,7 +109,7 @@ class Size(click.ParamType[int]):
 class DeviceType(click.ParamType[str]):
     """A device as torch names it, or "auto"."""
 
-    name = "auto|cpu|cuda[:N]|mps"
+    name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
         """Check the form; whether there is such a device is for torch to say."""
@@ -213,7 +213,9 @@ def hits_options(command: CommandFunction) -> CommandFunction:
     """``-k``, ``--min-score`` and ``--where``."""
     return _apply(
         command,
-        click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="How many hits."),
+        click.option(
+            "-k", "k", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How many hits."
+        ),
         click.option(
             "--min-score",
             type=Number(-1, 1),
@@ -335,6 +337,7 @@ RUNTIME_OPTIONS: list[NamedOption] = [
         type=DeviceType(),
         default="auto",
         show_default=True,
+        metavar="auto|cpu|cuda[:N]|mps",
         help="Where the model runs; a build takes several, cuda:0,cuda:1.",
     ),
     encoder_option("trust_remote_code", is_flag=True, help="Run Python code that comes with the model."),

@@ -63,7 +63,7 @@ SECTION = "Method options"
     metavar="N",
     help="Rewordings (instruct, at most 5) and kinds of noise (at most 3) of each document.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of all that is drawn.")
 @json_option("one object")
 @click.option(
     "--title-column",

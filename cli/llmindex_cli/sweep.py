@@ -86,10 +86,16 @@ def split_layers(ctx: click.Context, param: click.Parameter, values: tuple[str, 
     type=click.IntRange(min=2),
     default=2000,
     show_default=True,
+    metavar="N",
     help="The most texts, queries or pairs of a set; more are sampled, always the same.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="k-means runs that are averaged."
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="k-means runs that are averaged.",
 )
 @output_option(
     "-o",
