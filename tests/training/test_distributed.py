@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llmindex.errors import RecipeError, UsageError
 from llmindex_training import adapter, distributed, pairs, step, trainer
 from llmindex_training.recipe import Recipe
 from tests.training_runs import tiny_recipe, write_pairs
@@ -134,3 +135,20 @@ def test_alone_there_is_nothing_to_gather() -> None:
     assert distributed.gather(own) is own
     distributed.start("cpu")
     assert distributed.world() == 1
+
+
+def test_a_rank_without_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some cluster managers set it."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(UsageError, match=r"^RANK is set, .* WORLD_SIZE expected, .* or unset RANK") as caught:
+        distributed.start("cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_each_process_needs_a_pair(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs_file = write_pairs(tmp_path / "pairs.parquet")
+    monkeypatch.setattr(distributed, "world", lambda: 10)
+    with pytest.raises(RecipeError, match=r"^optim\.batch_size is 9, less than a pair for each of 10 processes$"):
+        trainer.train([pairs_file], tmp_path / "run", recipe_of(tiny_model))
+    assert not (tmp_path / "run").exists()

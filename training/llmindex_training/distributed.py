@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from llmindex.errors import LlmindexError
+from llmindex.encode.models import one_line
+from llmindex.errors import LlmindexError, UsageError
 
 T = TypeVar("T")
 
@@ -23,13 +24,22 @@ def start(device: str) -> None:
 
     Args:
         device: what the training was asked to run on; "auto" takes a GPU for each process if there is one.
+
+    Raises:
+        UsageError: ``RANK`` is set, but what else ``torchrun`` sets is not, or they cannot be reached.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         return
     on_gpu = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"RANK is set, as torchrun sets it, but its processes cannot be joined: {one_line(error)}; start them with "
+            "torchrun, or unset RANK to train in this process alone"
+        ) from error
 
 
 def world() -> int:

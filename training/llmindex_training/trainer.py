@@ -82,6 +82,8 @@ def train(
     identity = score.identity if score is not None else "nothing"
     base = adapter.base_sha256(recipe.model)
     distributed.start(recipe.optim.device)
+    if (size := recipe.optim.batch_size) < distributed.world():
+        raise RecipeError(f"optim.batch_size is {size}, less than a pair for each of {distributed.world()} processes")
     folder = RunFolder(Path(run))
     try:
         if distributed.from_first(lambda: folder.take(recipe, base, pairs.sha256, identity, overwrite=overwrite)):
