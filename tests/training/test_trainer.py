@@ -4,6 +4,7 @@ import importlib.util
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
+from transformers.trainer_callback import DefaultFlowCallback, TrainerControl
 
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.whitening import Whitening
@@ -148,6 +150,23 @@ def test_the_best_checkpoint_is_kept(
     assert kept == sorted({f"checkpoint-{best}", "checkpoint-12"} if best != 12 else {"checkpoint-8", "checkpoint-12"})
     weights = (tmp_path / f"run/checkpoints/checkpoint-{best}/adapter_model.safetensors").read_bytes()
     assert (report.adapter / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_the_last_step_is_scored_by_older_transformers_as_well(
+    pairs: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = DefaultFlowCallback.on_step_end
+
+    def older(self: Any, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:  # noqa: ANN401
+        before = control.should_evaluate
+        newest(self, args, state, control, **kwargs)
+        if state.global_step % state.eval_steps:
+            control.should_evaluate = before
+        return control
+
+    monkeypatch.setattr(DefaultFlowCallback, "on_step_end", older)
+    report = trainer.train([pairs], tmp_path / "run", tiny_recipe(tiny_model, "optim.steps=3"))
+    assert (list(report.scores), report.kept_steps) == ([0, 3], (3,))
 
 
 def test_without_a_score_the_last_checkpoint_is_kept(pairs: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -200,6 +200,8 @@ class ContrastiveTrainer(Trainer):  # type: ignore[misc]
             raise _diverged(f"the loss of step {self.state.global_step + 1} is {result.loss.item()}")
         self.tokens += result.tokens
         self.step_seconds += time.perf_counter() - started
+        # Not all versions of transformers score the last step where it is no multiple of evaluate_every.
+        self.control.should_evaluate |= self._score is not None and self.state.global_step + 1 == self.state.max_steps
         return result.loss
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
