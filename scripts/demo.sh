@@ -3,7 +3,8 @@
 # Run again, it goes on with what is there. Usage: scripts/demo.sh [folder with llmindex and python]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PATH="$PWD/${1:-.venv/bin}:$PATH"
+bin=${1:-.venv/bin}
+PATH="$(cd "$bin" && pwd):$PATH"
 export LLMINDEX_NO_DAEMON=1  # three searches are no reason to leave a process behind
 start=$SECONDS
 
@@ -20,7 +21,7 @@ run() {  # print a command as one would type it, then run it
 }
 
 mkdir -p demo
-echo "The commands below are those of ${1:-.venv/bin}."
+echo "The commands below are those of $bin."
 say "1. A corpus: docstrings of the Python standard library on this machine"
 if [ -e demo/stdlib.parquet ]; then
   echo "demo/stdlib.parquet is there already."
@@ -48,6 +49,6 @@ cat <<END
   demo/map.html          the map, to explore in a browser; demo/map.png is a picture of it
 
 Nothing left this machine: the model (SmolLM2-135M-Instruct) came with the set-up.
-Ask something else:   .venv/bin/llmindex search -i demo/stdlib.llmindex "compress data"
-Index your own file:  .venv/bin/llmindex build your.parquet   (.jsonl, .csv, a folder of .md and .txt)
+Ask something else:   $bin/llmindex search -i demo/stdlib.llmindex "compress data"
+Index your own file:  $bin/llmindex build your.parquet   (.jsonl, .csv, a folder of .md and .txt)
 END
