@@ -148,6 +148,17 @@ def test_a_language_model_in_pieces(tiny_model: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
 
 
+def test_a_model_in_one_file_beside_another_in_pieces(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", tiny_model, "llama")
+    other = load_file(folder / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in other.items()}, folder / "model-00001-of-00001.safetensors")
+    places = dict.fromkeys(other, "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    ours, theirs = load(folder), load(folder, "transformers")
+    assert isinstance(ours.decoder, Llama)
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+
+
 def test_adapters_are_merged_alike_and_files_stay_as_they_are(tiny_model: Path, tmp_path: Path) -> None:
     folder = make_adapter(tiny_model, tmp_path / "adapter", causal=True)
     weights = tiny_model / "model.safetensors"

@@ -298,8 +298,8 @@ def _read(folder: Path, shape: Architecture, placement: Placement) -> dict[str, 
 
 def _files(folder: Path) -> list[Path]:
     """The files of a model's weights, as transformers takes them."""
+    if (whole := folder / "model.safetensors").is_file():
+        return [whole]
     index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
     places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     return [folder / name for name in sorted(set(places.values()))]
