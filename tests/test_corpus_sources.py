@@ -1,5 +1,6 @@
 """Where a corpus comes from: files, folders, globs and standard input become one, and what is none of them is named."""
 
+import gzip
 import inspect
 import io
 import json
@@ -241,6 +242,11 @@ class TestSources:
         give_stdin(monkeypatch, b"")
         with pytest.raises(CorpusError, match=r"^stdin is empty"):
             Corpus.open(["-"])
+        # Cut at its line ends, most of it would be no UTF-8, and some of it documents.
+        for packed, kind in ((gzip.compress(b"text"), "gzip"), (pa.compress(b"text", "zstd", asbytes=True), "zstd")):
+            give_stdin(monkeypatch, packed)
+            with pytest.raises(CorpusError, match=rf"^stdin is compressed \({kind}\); unpack it"):
+                Corpus.open(["-"])
         assert not list(Path.cwd().iterdir())
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -12,6 +12,7 @@ from llmindex.corpus.json_lines import JsonLinesSource
 from llmindex.corpus.lines import COMPRESSIONS
 from llmindex.corpus.plain_text import LinesSource, TextFilesSource
 from llmindex.corpus.source import RowsRead, Source, SourceFile, reading
+from llmindex.errors import CorpusError
 
 Format = Literal["parquet", "jsonl", "csv", "tsv", "text", "lines"]
 
@@ -28,6 +29,7 @@ _FORMATS: dict[str, Format] = {
 }
 _COMPRESSIBLE = ("jsonl", "csv", "tsv")
 _PARQUET_MAGIC = b"PAR1"
+_PACKED_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,11 @@ def _ending(file: SourceFile) -> Ending:
 
 def _sniffed(file: SourceFile) -> Ending:
     with reading(file.label), file.path.open("rb") as stream:
-        if stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
+        magic = stream.read(len(_PARQUET_MAGIC))
+        if magic == _PARQUET_MAGIC:
             return Ending("parquet")
+        if packed := next((_PACKED_MAGIC[start] for start in _PACKED_MAGIC if magic.startswith(start)), None):
+            raise CorpusError(f"{file.label} is compressed ({packed}); unpack it on the way in, with zcat or zstdcat")
         stream.seek(0)
         while block := stream.read(1 << 16):
             if start := block.removeprefix(b"\xef\xbb\xbf").lstrip():
