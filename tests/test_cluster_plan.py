@@ -80,6 +80,18 @@ def test_a_machine_says_how_much_it_has() -> None:
     assert available is None or available > 0
 
 
+def test_files_in_the_cache_are_no_memory_that_a_container_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_GROUP", tmp_path)
+    said = {"max": "5000000", "current": "4900000", "stat": "anon 900000\nactive_file 1000000\ninactive_file 3000000"}
+    for name, value in said.items():
+        (tmp_path / f"memory.{name}").write_text(f"{value}\n")
+    assert available_memory() == 4_100_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (available_memory() or 0) > 5_000_000
+
+
 @given(sizes=st.lists(st.integers(0, 9), max_size=9), step=st.integers(1, 12))
 def test_every_takes_the_same_rows_however_they_come(sizes: list[int], step: int) -> None:
     rows = np.arange(sum(sizes), dtype=np.float32)[:, None]

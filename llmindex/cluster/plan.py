@@ -67,6 +67,9 @@ _NEIGHBOR_SECONDS_EXACT: Final = 6.5e-7
 _LEAST: Final = 1_000
 """Vectors that are worth to be clustered."""
 
+_GROUP: Final = Path("/sys/fs/cgroup")
+"""Where a container says what it may have."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
@@ -147,10 +150,13 @@ def available_memory() -> int | None:
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            found.append(int(limit) - int((group / "memory.current").read_text(encoding="ascii")))
+        limit, used, parts = (
+            (_GROUP / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current", "stat")
+        )
+        if limit.strip() != "max":
+            of = dict(line.split() for line in parts.splitlines())
+            # Files that were read or written count as used, and are given up when memory is wanted.
+            found.append(int(limit) - int(used) + int(of["active_file"]) + int(of["inactive_file"]))
     except (OSError, KeyError, ValueError):
         pass  # another system, or an older one: what was found so far holds
     return max(0, min(found)) if found else None
