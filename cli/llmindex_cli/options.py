@@ -123,15 +123,14 @@ class DeviceType(click.ParamType[str]):
 
 
 class ModelType(click.ParamType[str]):
-    """``default``, a hub name or a local folder."""
+    """``default``, ``default-base``, a hub name, a local folder or an encoder.json."""
 
     name = "name|folder"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-        """The default's name, else folders."""
-        if incomplete and "default".startswith(incomplete):
-            return [CompletionItem("default")]
-        return [CompletionItem(incomplete, type="dir")]
+        """The names of the embedded model, else files and folders."""
+        names = [name for name in ("default", "default-base") if incomplete and name.startswith(incomplete)]
+        return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
 class IndexType(click.ParamType[Path]):

@@ -138,7 +138,9 @@ def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyte
     assert completed("llmindex search -i ") == ["plain,one.llmindex", "plain,two.llmindex"]
     assert completed(f"llmindex info --index {tmp_path}/o") == [f"plain,{tmp_path}/one.llmindex"]
     assert completed("llmindex info -i x") == ["dir,x"]
-    assert completed("llmindex build --model d") == ["plain,default"]
+    assert completed("llmindex build --model d") == ["plain,default", "plain,default-base"]
+    assert completed("llmindex build --model default-") == ["plain,default-base"]
+    assert completed("llmindex build --model enc") == ["file,enc"]
     assert completed("llmindex build --device c") == ["plain,cpu", "plain,cuda"]
     assert completed("llmindex build ") == ["file,"]
 
