@@ -175,7 +175,9 @@ def test_sets_that_nothing_can_be_said_of(tiny_model: Path) -> None:
     """Scores by name would be those of the last of its name."""
     options, none = EncoderOptions(str(tiny_model), device="cpu", dtype="float32"), Encoder.__new__(Encoder)
     twice = r'^two sets have the name "labelled"; read them with different names$'
-    for sets, why in (([LABELLED, LABELLED], twice), ([], "^no sets are named: there is nothing to score$")):
+    of_all = r'^a set has the name "mean", which is that of the mean of all; give it another one$'
+    wrong = [([LABELLED, LABELLED], twice), ([LABELLED, replace(LABELLED, name="mean")], of_all)]
+    for sets, why in (*wrong, ([], "^no sets are named: there is nothing to score$")):
         with pytest.raises(UsageError, match=why):
             evaluate_clustering(none, sets)
         with pytest.raises(UsageError, match=why):

@@ -14,11 +14,11 @@ from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import CorpusError
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Vectors
-from llmindex_training.evaluate import MEAN, Embedder, Encoding, Role, Score
+from llmindex_training.evaluate import Embedder, Encoding, Role, Score
 from llmindex_training.evaluate_clustering import evaluate_clustering, hdbscan, kmeans_v_measure
 from llmindex_training.evaluate_retrieval import evaluate_index, evaluate_retrieval, nearest
 from llmindex_training.evaluate_sts import evaluate_sts
-from llmindex_training.evaluation_data import LabelledTexts, RetrievalSet, SentencePairs, read_retrieval
+from llmindex_training.evaluation_data import MEAN, LabelledTexts, RetrievalSet, SentencePairs, read_retrieval
 
 DIM = 16
 TEXTS = [f"{number % 3}-{number}" for number in range(300)]

@@ -14,12 +14,10 @@ import numpy as np
 from llmindex.metrics import Interval, bootstrap
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Rows, Vectors
+from llmindex_training.evaluation_data import MEAN
 
 Role = Literal["document", "query"]
 Resampled = Callable[[Rows, np.random.Generator], float]
-
-MEAN = "mean"
-"""Name of the row that is the mean of several tasks."""
 
 
 class Embedder(Protocol):

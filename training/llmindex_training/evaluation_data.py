@@ -24,6 +24,8 @@ TEXT, LABEL = "text", "label"
 PAIR_COLUMNS = ("sentence1", "sentence2", "score")
 _OTHER_LABELS = "; rename the one that holds the labels; `evaluate clustering` takes its name as --label-column"
 RETRIEVAL_FILES = ("corpus.parquet", "queries.parquet", "qrels.parquet")
+MEAN = "mean"
+"""What the mean of several sets is called beside them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +118,7 @@ def listed(sets: Iterable[AnySet]) -> list[AnySet]:
     """Sets to be scored side by side, however they are held; their names tell their scores apart.
 
     Raises:
-        UsageError: there is none, or two have the same name.
+        UsageError: there is none, two have the same name, or one of several has that of their mean.
     """
     found = list(sets)
     if not found:
@@ -124,6 +126,8 @@ def listed(sets: Iterable[AnySet]) -> list[AnySet]:
     names = [each.name for each in found]
     if twice := [name for number, name in enumerate(names) if name in names[:number]]:
         raise UsageError(f'two sets have the name "{twice[0]}"; read them with different names')
+    if len(found) > 1 and MEAN in names:
+        raise UsageError(f'a set has the name "{MEAN}", which is that of the mean of all; give it another one')
     return found
 
 
