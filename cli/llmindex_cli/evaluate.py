@@ -221,20 +221,22 @@ def mteb(tasks: tuple[str, ...], output: Path | None, as_json: bool, encoder: di
     Queries get the query prompt, everything else the documents'. The tasks' data come from the Hugging Face hub.
     """
     scores = []
-    with progress() as on_progress:
-        # Here, as torch takes seconds to load: the terminal has a sign of life meanwhile.
-        from llmindex_training.mteb_model import evaluate_mteb, find_tasks
+    try:
+        with progress() as on_progress:
+            # Here, as torch takes seconds to load: the terminal has a sign of life meanwhile.
+            from llmindex_training.mteb_model import evaluate_mteb, find_tasks
 
-        found = find_tasks(tasks)
-        loaded = _load(encoder)
-        for score in evaluate_mteb(loaded, found, results=output, on_progress=on_progress):
-            scores.append(score)
-            if as_json:
-                values = {"task": score.task, "type": score.type, "metric": score.metric, "score": score.score}
-                print_json(values | {"seconds": score.seconds, "encoder": loaded.spec.fingerprint()})
-    if not as_json:
-        columns = [Column("task"), Column("type"), Column("metric"), Column("score", "right")]
-        print_table(columns, [[each.task, each.type, title(each.metric), percent(each.score)] for each in scores])
+            found = find_tasks(tasks)
+            loaded = _load(encoder)
+            for score in evaluate_mteb(loaded, found, results=output, on_progress=on_progress):
+                scores.append(score)
+                if as_json:
+                    values = {"task": score.task, "type": score.type, "metric": score.metric, "score": score.score}
+                    print_json(values | {"seconds": score.seconds, "encoder": loaded.spec.fingerprint()})
+    finally:  # a task that fails, after hours perhaps, does not take the scores of those before it along
+        if scores and not as_json:
+            columns = [Column("task"), Column("type"), Column("metric"), Column("score", "right")]
+            print_table(columns, [[each.task, each.type, title(each.metric), percent(each.score)] for each in scores])
 
 
 def _measure(

@@ -154,6 +154,14 @@ def test_mteb_tasks_by_name(
     assert f"{100 * float(str(score['score'])):.1f}" in table[1]
     assert list((tmp_path / "results").rglob("STSBenchmark.json"))
 
+    def fail(self: object, *arguments: object, **options: object) -> None:
+        raise OSError("no such data set")
+
+    monkeypatch.setattr(type(mteb.get_task("STS12")), "load_data", fail)
+    ended = llmindex("-q", *arguments, "STS12")
+    assert (ended.code, ended.out.splitlines()) == (1, table)
+    assert 'MTEB task "STS12" could not be run' in ended.err
+
 
 def test_help_names_the_subcommands(llmindex: Llmindex) -> None:
     ended = llmindex("evaluate", "--help")
