@@ -41,12 +41,11 @@ def main() -> None:
         table = pairs.read([arguments.pairs]).table
         rows = np.random.default_rng(0).permutation(len(table))[: TEXTS // 2]
         sides = [table.take(rows)[side].to_pylist() for side in (pairs.TEXT, pairs.PAIR)]
-        save_spec(spec, folder / adapters.SPEC_NAME)
-        vectors = Encoder.load(str(folder), max_tokens=MAX_TOKENS).encode([*sides[0], *sides[1]])
+        vectors = Encoder.from_spec(replace(spec, max_tokens=MAX_TOKENS)).encode([*sides[0], *sides[1]])
         whitening = Whitening.fit(vectors, arguments.dim)
         whitening.save(folder / adapters.WHITENING_NAME)
         spec = replace(spec, dim=whitening.dim, whitened=True, adapter_sha256=adapters.read(folder).sha256)
-    save_spec(spec, folder / adapters.SPEC_NAME)
+    save_spec(spec, folder / adapters.SPEC_NAME)  # last: by this file the folder is known to be whole
 
 
 if __name__ == "__main__":
