@@ -51,7 +51,7 @@ def test_cached_gradients_equal_the_plain_ones(dropout: float, size: int) -> Non
     assert mine[1].keys() == others[1].keys()
     for name, gradient in mine[1].items():
         torch.testing.assert_close(gradient, others[1][name], rtol=1e-5, atol=1e-6)
-    # What is drawn afterwards does not depend on the way either: a run's dropout is the same at any token budget.
+    # What is drawn afterwards does not depend on the way either: a run's dropout is the same with caching and without.
     assert torch.equal(mine[2], others[2])
 
 
