@@ -1,12 +1,15 @@
 """Builds on several devices: the same bytes as on one, and nothing lost when a helper fails or dies."""
 
+import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ import pytest
 import llmindex
 from llmindex import Encoder
 from llmindex.encode import device
-from llmindex.encode.helpers import Awaited, Helpers
+from llmindex.encode.helpers import Awaited, Helper, Helpers
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import LlmindexError, ModelError, SpecMismatch, UsageError
 from llmindex.progress import Progress
@@ -122,6 +125,14 @@ def test_a_killed_helper_leaves_a_smaller_sound_index(
     llmindex.build(corpus, tmp_path / "x", encoder=options(tiny_model, "cpu,cpu"))
     llmindex.build(corpus, tmp_path / "whole", encoder=options(tiny_model, "cpu"))
     assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+def test_a_helper_that_dies_within_an_answer_has_died() -> None:
+    answer = pickle.dumps(np.zeros(1000))[:500]
+    helper = Helper.__new__(Helper)
+    helper.process = SimpleNamespace(stdin=io.BytesIO(), stdout=io.BytesIO(answer))  # type: ignore[assignment]
+    assert isinstance(said := helper._ask("texts"), ModelError)
+    assert "has died" in str(said)
 
 
 PARENT = """

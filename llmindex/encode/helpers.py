@@ -158,7 +158,7 @@ class Helper:
         try:
             _send(self.process.stdin, message)
             return pickle.load(self.process.stdout)
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             return ModelError(
                 "the encoder's process on another device has died, killed perhaps for want of memory; what is encoded "
                 "is stored: run the same command again, perhaps on fewer devices"
