@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmindex.corpus import Corpus, CorpusOptions, Position
-from llmindex.errors import CorpusError, StorageError
+from llmindex.errors import CorpusError, StorageError, UsageError
 from tests.corpus_samples import Row, documents, write_jsonl
 
 
@@ -228,6 +228,10 @@ class TestBadRows:
         with pytest.raises(CorpusError) as error:
             list(corpus.windows(10))
         assert str(error.value) == f"{message}; mend it, or leave such rows out with --on-bad-row skip"
+
+    def test_what_to_do_about_them_is_not_guessed(self) -> None:
+        with pytest.raises(UsageError, match=r'^unknown on_bad_row "error"; one of skip, fail$'):
+            CorpusOptions(on_bad_row="error")  # type: ignore[arg-type]
 
     def test_nothing_but_bad_rows(self) -> None:
         corpus = Corpus.open(pa.table({"text": ["", None, None]}))

@@ -49,9 +49,15 @@ class CorpusOptions:
     on_bad_row: Literal["skip", "fail"] = "skip"
 
     def __post_init__(self) -> None:
-        """A name is iterable, too, letter by letter."""
+        """Check what may be misspelt; a name is iterable, too, letter by letter.
+
+        Raises:
+            UsageError: there is no such thing to do about a bad row.
+        """
         if isinstance(self.text_columns, str):
             object.__setattr__(self, "text_columns", (self.text_columns,))
+        if self.on_bad_row not in ("skip", "fail"):
+            raise UsageError(f'unknown on_bad_row "{self.on_bad_row}"; one of skip, fail')
 
 
 _START = Position()
