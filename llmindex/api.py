@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,14 +105,14 @@ class Index:
         Args:
             options: how to cluster.
             on_progress: called with the stages of the work.
-            **fields: instead of options, the fields of :class:`ClusterOptions` that differ from their defaults.
+            **fields: the fields of :class:`ClusterOptions` that differ from the options, or from their defaults.
 
         Raises:
             UsageError: an option has an impossible value.
         """
         from llmindex.cluster.clustering import ClusterOptions, cluster, save
 
-        clustering = cluster(self.store, options or ClusterOptions(**fields), on_progress)
+        clustering = cluster(self.store, replace(options or ClusterOptions(), **fields), on_progress)
         save(clustering, self.store)
         return clustering
 

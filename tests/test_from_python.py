@@ -13,6 +13,7 @@ import pytest
 import llmindex
 from llmindex import CorpusOptions, Encoder
 from llmindex.errors import BuildInterrupted, UsageError
+from tests.samples import make_index, make_vectors
 from tests.test_builder import write_corpus
 
 
@@ -78,3 +79,11 @@ def test_numbers_of_numpy_are_taken_and_saved(tiny_model: Path, tmp_path: Path) 
     assert (spec.dim, spec.max_tokens, spec.layer) == (8, 9, 1)
     with pytest.raises(UsageError, match=r"^--max-tokens 9\.5 must be a whole number$"):
         llmindex.build(table, tmp_path / "y", encoder=llmindex.EncoderOptions(str(tiny_model), max_tokens=9.5))  # type: ignore[arg-type]
+
+
+def test_clustering_takes_options_and_fields_beside_each_other(tmp_path: Path) -> None:
+    make_index(tmp_path / "x", make_vectors(60, 8, clusters=3))
+    options = llmindex.ClusterOptions(min_cluster_size=4, reduce="none")
+    clustering = llmindex.open(tmp_path / "x").cluster(options, name="mine", min_cluster_size=5)
+    asked = clustering.options
+    assert (asked.name, asked.min_cluster_size, asked.reduce) == ("mine", 5, "none")
