@@ -63,27 +63,43 @@ class Tokens:
         return np.diff(self.offsets)
 
 
-def text_list(texts: Iterable[str]) -> list[str]:
+def text_list(texts: Iterable[str], noun: str = "text") -> list[str]:
     """The texts that a caller gives in a list, a column of pandas, an array of NumPy, a generator or the like.
 
     Raises:
-        UsageError: they are one string instead of several, or one of them is no string.
+        UsageError: they are one string instead of several, or one of them is no string, or not UTF-8.
     """
     if isinstance(texts, str):
         raise UsageError("texts must be a list of strings, not one string")
     listed = list(texts)
     for number, text in enumerate(listed, 1):
         if not isinstance(text, str):
-            raise UsageError(f"text {number} must be a string, not {type(text).__name__}")
+            raise UsageError(f"{noun} {number} must be a string, not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{noun} {number} ({text!r:.80}) is not valid UTF-8") from error
     return listed
 
 
-def at_least_one(option: str, value: int) -> int:
+def whole_number(option: str, value: int) -> int:
     """The value of an option as Python's own number, which JSON and FAISS take alone.
+
+    Raises:
+        UsageError: it is no whole number.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise UsageError(f"{option} {value!r} must be a whole number")
+    return int(value)
+
+
+def at_least_one(option: str, value: int) -> int:
+    """The same of an option that counts something.
 
     Raises:
         UsageError: it is below 1, or no whole number.
     """
-    if not isinstance(value, Integral) or value < 1:
-        raise UsageError(f"{option} {value} must be {'at least 1' if value < 1 else 'a whole number'}")
-    return int(value)
+    number = whole_number(option, value)
+    if number < 1:
+        raise UsageError(f"{option} {number} must be at least 1")
+    return number

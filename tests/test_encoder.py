@@ -197,6 +197,8 @@ def test_texts_in_whatever_holds_them(tiny_model: Path) -> None:
     np.testing.assert_array_equal(encoder.tokenize(rows).ids, encoder.tokenize(TEXTS).ids)
     with pytest.raises(UsageError, match=r"^text 2 must be a string, not float$"):
         encoder.encode(pandas.Series(["one", float("nan")], dtype=object))
+    with pytest.raises(UsageError, match=r"^text 2 \('two \\udcff'\) is not valid UTF-8$"):
+        encoder.encode(["one", "two \udcff"])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -337,6 +339,10 @@ def test_changed_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
         ({"layer": 7}, "--layer 7 is out of range"),
         ({"prompt": "word " * 600 + "{text}"}, "leaves no room for a text"),
         ({"prompt": "\udcff{text}"}, "is not UTF-8"),
+        ({"prompt": ""}, 'prompt template "" does not contain'),
+        ({"pooling": ""}, 'unknown pooling ""'),
+        ({"layer": 1.5}, "--layer 1.5 must be a whole number"),
+        ({"dim": "8"}, "--dim '8' must be a whole number"),
     ],
 )
 def test_impossible_options_are_refused(tiny_model: Path, options: dict[str, Any], said: str) -> None:

@@ -1,12 +1,12 @@
 """How an encoder is asked for, and what is taken where nothing was asked."""
 
-import operator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from llmindex.encode import models, prompts
 from llmindex.encode.spec import ATTENTIONS, POOLINGS, Attention, EncoderSpec, Pooling
 from llmindex.errors import UsageError
+from llmindex.records import whole_number
 
 # Chosen for the embedded default on clustering and retrieval sets: benchmarks/RESULTS.md, "Prompt, pooling and layer".
 DEFAULT_PROMPT = "cluster"
@@ -15,6 +15,8 @@ DEFAULT_POOLING: Pooling = "weighted_mean"
 DEFAULT_MAX_TOKENS = 512
 
 Engine = Literal["auto", "transformers"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +80,19 @@ class Settings:
     @classmethod
     def choose(cls, options: EncoderOptions, trained: EncoderSpec | None) -> "Settings":
         """The options; what they leave open as the model was adapted, else as suits an unadapted model."""
-        pooling = options.pooling or (trained.pooling if trained else DEFAULT_POOLING)
-        attention = options.attention or (trained.attention if trained else "causal")
+        pooling = _given(options.pooling, trained.pooling if trained else DEFAULT_POOLING)
+        attention = _given(options.attention, trained.attention if trained else "causal")
         _check_choice("pooling", pooling, POOLINGS)
         _check_choice("attention", attention, ATTENTIONS)
         prompt, query_prompt = (
             (trained.prompt, trained.query_prompt) if trained else (DEFAULT_PROMPT, DEFAULT_QUERY_PROMPT)
         )
-        layer = trained.layer if trained else -1
-        layer = layer if options.layer is None else operator.index(options.layer)  # NumPy's are no JSON
+        layer = whole_number("--layer", _given(options.layer, trained.layer if trained else -1))
         # A cut or a whitening of the adapted encoder's vectors says nothing about those of another pooling or layer.
         same = trained if trained and (pooling, layer) == (trained.pooling, trained.layer) else None
         return cls(
-            prompt=prompts.resolve(options.prompt or prompt),
-            query_prompt=prompts.resolve(options.query_prompt or options.prompt or query_prompt),
+            prompt=prompts.resolve(_given(options.prompt, prompt)),
+            query_prompt=prompts.resolve(_given(options.query_prompt, _given(options.prompt, query_prompt))),
             pooling=pooling,
             layer=layer,
             attention=attention,
@@ -100,6 +101,10 @@ class Settings:
             whitened=same is not None and same.whitened,
             normalize=trained.normalize if trained else True,
         )
+
+
+def _given(value: T | None, otherwise: T) -> T:
+    return otherwise if value is None else value
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

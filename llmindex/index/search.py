@@ -1,7 +1,6 @@
 """Searcher: an encoder, a FAISS index and the store, together answering questions with documents."""
 
 import math
-import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ import numpy as np
 from llmindex.errors import UsageError
 from llmindex.index.faiss_index import VectorIndex
 from llmindex.index.filtered import FilteredIndex
-from llmindex.records import Hit, Vectors, text_list
+from llmindex.records import Hit, Vectors, at_least_one, text_list
 from llmindex.store.reader import VectorStore
 from llmindex.store.values import to_pylist
 from llmindex.store.where import Where
@@ -68,8 +67,8 @@ class Searcher:
             ModelError: the index's model is not there any more.
             SpecMismatch: it has changed since.
         """
-        queries = text_list(queries)
-        _check_texts(queries)
+        queries = text_list(queries, "query")
+        _check_not_blank(queries)
         index, k = self._among(k, min_score, where)  # before the model is loaded, which takes its time
         if not queries or not index.count:
             return [[] for _ in queries]
@@ -134,23 +133,14 @@ def _hit(rank: int, row: int, score: float, document: dict[str, object]) -> Hit:
 
 
 def _checked(k: int, min_score: float | None) -> int:
-    try:
-        k = operator.index(k)
-    except TypeError as error:
-        raise UsageError(f"k must be a whole number, got {k!r}") from error
-    if k < 1:
-        raise UsageError(f"k must be at least 1, got {k}")
+    k = at_least_one("k", k)
     if min_score is not None and math.isnan(min_score):
         raise UsageError("min_score must be a number, got nan")
     return k
 
 
-def _check_texts(queries: Sequence[str]) -> None:
+def _check_not_blank(queries: Sequence[str]) -> None:
     # A blank one would be answered, too: by the documents nearest to the prompt alone.
     for number, query in enumerate(queries, 1):
         if not query.strip():
             raise UsageError(f"query {number} is empty")
-        try:
-            query.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"query {number} ({query!r}) is not valid UTF-8") from error
