@@ -183,7 +183,8 @@ def print_json(value: Any) -> None:  # noqa: ANN401  (whatever a corpus's column
     if sys.stdout is None:
         return
     reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None and sys.stdout.encoding.lower().replace("-", "") != "utf8":
+    # A live progress bar takes what is written to the terminal, and has no encoding.
+    if reconfigure is not None and (sys.stdout.encoding or "utf8").lower().replace("-", "") != "utf8":
         reconfigure(encoding="utf-8")
     line = json.dumps(json_safe(value), ensure_ascii=False, allow_nan=False)
     # json leaves these as they are; a terminal would obey some, and some readers end a line at the others.

@@ -142,8 +142,10 @@ def _bar() -> Iterator[ProgressCallback]:
         BarColumn(bar_width=20),
         TextColumn("{task.fields[detail]}", markup=False),
     )
+    # A result that comes meanwhile has to be written above the bar where both go to the terminal, and only there.
+    above = sys.stdout is not None and sys.stdout.isatty()
     # Twice a second is enough for the eye, and kind to slow connections.
-    with Bar(*columns, console=Console(stderr=True), refresh_per_second=2) as bar:
+    with Bar(*columns, console=Console(stderr=True), refresh_per_second=2, redirect_stdout=above) as bar:
         stages: dict[str, tuple[Stage, TaskID]] = {}
         # Seconds pass before there is anything to report, while torch and a model are loaded.
         starting = [bar.add_task("starting", total=None, detail="")]

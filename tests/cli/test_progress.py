@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,6 +86,7 @@ from llmindex_cli.main import root
 from llmindex_cli import prompts
 def work(as_json):
     import logging, time
+    from llmindex_cli.console import print_json
     from llmindex_cli.progress import progress
     with progress() as show:
         if show is None:
@@ -95,6 +97,7 @@ def work(as_json):
         for done in range(0, 101, 50):
             show(Progress("[red]scan", done, 100))
         logging.getLogger("llmindex").warning("lifted")
+        print_json({"result": 1})
         show(Progress("encode", 5, None, unit="files"))
         for done in range(3):
             time.sleep(0.1)
@@ -106,13 +109,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def on_a_terminal(*arguments: str, columns: int = 100) -> str:
+def on_a_terminal(*arguments: str, columns: int = 100, stdout: IO[bytes] | None = None) -> str:
     ours, theirs = pty.openpty()
     running = subprocess.Popen(
         [sys.executable, "-c", SHOW, *arguments],
         env=os.environ | {"TERM": "xterm", "COLUMNS": str(columns)},
         stdin=theirs,
-        stdout=theirs,
+        stdout=stdout or theirs,
         stderr=theirs,
     )
     os.close(theirs)
@@ -136,6 +139,15 @@ def test_a_terminal_gets_a_bar_and_log_lines_above_it() -> None:
     assert re.search(r"100( of |/)100", written)
     assert "5 files" in written
     assert "Warning: lifted" in written
+    assert '{"result": 1}' in written
+
+
+def test_results_go_to_standard_output_while_a_bar_is_shown(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        written = on_a_terminal("prompts", stdout=out)
+    assert (tmp_path / "out").read_text() == '{"result": 1}\n'
+    assert "result" not in written
+    assert "5 files" in written
 
 
 def test_a_terminal_sees_a_sign_of_life_before_there_is_anything_to_report() -> None:
@@ -190,5 +202,5 @@ def test_quiet_shows_no_progress() -> None:
 
 def test_progress_goes_to_standard_error() -> None:
     ended = subprocess.run([sys.executable, "-c", SHOW, "prompts"], capture_output=True, text=True, check=True)
-    assert ended.stdout == ""
+    assert ended.stdout == '{"result": 1}\n'
     assert ended.stderr == "Warning: lifted\n"
