@@ -12,7 +12,7 @@ from llmindex.cluster import saved
 from llmindex.cluster.clustering import ClusterOptions, assign, cluster, load, save
 from llmindex.cluster.saved import names
 from llmindex.errors import CorruptStore, IndexLocked, StaleIndex, StorageError, UsageError
-from llmindex.store.files import lock
+from llmindex.store.files import hash_file, lock
 from llmindex.store.reader import VectorStore
 from llmindex.store.verify import verify
 from llmindex.store.writer import VectorWriter
@@ -166,7 +166,19 @@ class TestFiles:
             load(own)
         assert "\n" not in str(error.value)
 
-    @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"built_from": 3}', '{"sha256": []}'])
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18)])
+    def test_a_tree_that_was_never_one(self, own: VectorStore, content: bytes) -> None:
+        """As one of a stranger's, who could write the hash to fit."""
+        save(cluster(own), own)
+        tree, summary = (own.path / "clusters" / f"default{suffix}" for suffix in (".tree.npz", ".json"))
+        tree.write_bytes(content)
+        said = json.loads(summary.read_text(encoding="utf-8"))
+        said["sha256"] |= {tree.name: hash_file(tree)}
+        summary.write_text(json.dumps(said), encoding="utf-8")
+        with pytest.raises(CorruptStore, match=r"default\.json is damaged or incomplete; run `llmindex cluster` again"):
+            load(own)
+
+    @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"built_from": 3}', '{"sha256": []}', "[" * 100_000])
     def test_json_that_is_no_clustering(self, own: VectorStore, text: str) -> None:
         save(cluster(own), own)
         (own.path / "clusters" / "default.json").write_text(text, encoding="utf-8")

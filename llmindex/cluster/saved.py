@@ -94,10 +94,9 @@ def load(store: VectorStore, name: str = "default") -> Clustering:
         if hash_values(values) != values["sha256"].get(summary.name, hash_values(values)):
             raise ValueError("it has changed since it was written")
         return _clustering(values, pq.read_table(labels), _placement(tree))
-    except StaleIndex:
+    except (StaleIndex, MemoryError):
         raise
-    # What was never a clustering fails in many ways.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException, UsageError) as error:
+    except Exception as error:  # what was never a clustering fails in many ways
         raise CorruptStore(f"{summary} is damaged or incomplete; run {_command(name)} again") from error
 
 
@@ -175,7 +174,7 @@ def _arrays(placement: Placement) -> dict[str, Any]:
 
 
 def _placement(path: Path) -> Placement:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         condensed = np.empty(len(arrays["condensed_parent"]), CONDENSED)
         for field in CONDENSED.names or ():
             condensed[field] = arrays[f"condensed_{field}"]
