@@ -1,5 +1,6 @@
 """Exports: other tools, loading the folder as their users would, give the encoder's vectors, or nothing is left."""
 
+import ast
 import fcntl
 import json
 import os
@@ -19,9 +20,12 @@ from transformers import AutoTokenizer
 from llmindex.encode.encoder import Encoder, Role
 from llmindex.encode.models import EXPORT_RECORD
 from llmindex.encode.settings import EncoderOptions
+from llmindex.encode.spec import EncoderSpec
+from llmindex.encode.wrapping import Wrapping
 from llmindex.errors import MissingPackage, ModelError, StorageError, UsageError
 from llmindex.progress import Progress
 from llmindex_training import export as exporting
+from llmindex_training import export_card
 from llmindex_training.export import export
 from llmindex_training.export_parity import Embed
 from tests.full_disk import files_up_to
@@ -112,6 +116,18 @@ def test_the_readme_of_sentence_transformers_runs(tiny_model: Path, tmp_path: Pa
     assert names["documents"].shape == (2, 32)
     assert "belongs to the following cluster" in readme
     assert str(tiny_model.parent) not in readme
+
+
+@pytest.mark.parametrize("gap", [" ", "\n", "\r\n", "\t\u2028"])
+def test_the_readme_is_python_whatever_stands_before_the_text(gap: str) -> None:
+    wrapping = Wrapping([1], gap, [2], False)
+    template = f"Text:{gap}{{text}}"
+    spec = EncoderSpec("a", None, "0", template, template, "last", -1, "causal", max_tokens=10, dim=8)
+    readme = export_card.card(spec, {"query": wrapping, "document": wrapping}, "transformers")
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (called,) = re.findall(r"document_tokenizer, (gap=.*), before=1, after=1\)", code)
+    assert ast.literal_eval(called.removeprefix("gap=")) == gap
+    compile(code, "README.md", "exec")
 
 
 @pytest.mark.parametrize("dim", [8, 5])

@@ -172,4 +172,4 @@ def _transformers(spec: EncoderSpec, wrappings: Mapping[Role, Wrapping]) -> str:
 
 
 def _numbers(wrapping: Wrapping) -> str:
-    return f'gap="{wrapping.gap}", before={len(wrapping.before)}, after={len(wrapping.after)}'.replace("\n", "\\n")
+    return f"gap={json.dumps(wrapping.gap)}, before={len(wrapping.before)}, after={len(wrapping.after)}"
