@@ -56,11 +56,17 @@ def expected(pooling: Pooling, square: np.ndarray, start: int, stop: int) -> np.
     return mean
 
 
+def rows_of(encoder: Encoder, texts: list[str], layer: int = -1) -> list[np.ndarray]:
+    """The pooled token's attention to each token of each text's row."""
+    number = attention._layer(encoder, layer)
+    return [row.attention for row in attention._rows(encoder, texts, number, "document")]
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layer", [1, 2])
 def test_it_equals_plain_transformers(tiny_model: Path, pooling: Pooling, layer: int) -> None:
     encoder = Encoder.load(str(tiny_model), prompt=TEMPLATE, pooling=pooling, dtype="float32", engine="transformers")
-    rows = attention.attention_rows(encoder, TEXTS, layer=layer)
+    rows = rows_of(encoder, TEXTS, layer=layer)
     tokens = encoder.tokenize(TEXTS)
     for number, row in enumerate(rows):
         ids = tokens.ids[tokens.offsets[number] : tokens.offsets[number + 1]].tolist()
@@ -73,7 +79,7 @@ def test_the_encoder_is_as_it_was_before(tiny_model: Path) -> None:
     encoder = Encoder.load(str(tiny_model), dtype="float32", engine="transformers")
     kernel = encoder.backbone.model.config._attn_implementation
     before = encoder.encode(TEXTS)
-    attention.attention_rows(encoder, TEXTS)
+    rows_of(encoder, TEXTS)
     assert encoder.backbone.model.config._attn_implementation == kernel
     np.testing.assert_array_equal(encoder.encode(TEXTS), before)
 
@@ -82,11 +88,11 @@ def test_a_text_beside_its_adaptation(tiny_model: Path, adapter: Path) -> None:
     options = EncoderOptions(str(adapter), prompt=TEMPLATE, pooling="last", dtype="float32", engine="transformers")
     stages: list[Progress] = []
     report = attention.of_text(options, "The quick brown fox.", on_progress=stages.append)
-    bare = attention.attention_rows(
+    bare = rows_of(
         Encoder.load(str(tiny_model), prompt=TEMPLATE, pooling="last", dtype="float32", engine="transformers"),
         ["The quick brown fox."],
     )[0]
-    adapted = attention.attention_rows(Encoder.from_options(options), ["The quick brown fox."])[0]
+    adapted = rows_of(Encoder.from_options(options), ["The quick brown fox."])[0]
     np.testing.assert_allclose([token.base for token in report.tokens], bare)
     np.testing.assert_allclose([token.adapted or 0.0 for token in report.tokens], adapted)
     assert np.abs(bare - adapted).max() > 1e-3
@@ -122,10 +128,10 @@ def test_a_corpus_gives_the_mean_of_its_texts(adapter: Path) -> None:
 def test_many_texts_keep_their_order(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder.load(str(tiny_model), pooling="last", dtype="float32", engine="transformers")
     texts = [f"{'word ' * (number % 7)}number {number}" for number in range(20)]
-    alone = [attention.attention_rows(encoder, [text])[0] for text in texts]
+    alone = [rows_of(encoder, [text])[0] for text in texts]
     monkeypatch.setattr(attention, "_WINDOW", 8)
     monkeypatch.setattr(attention, "_BATCH_BYTES", 100_000)
-    for one, many in zip(alone, attention.attention_rows(encoder, texts), strict=True):
+    for one, many in zip(alone, rows_of(encoder, texts), strict=True):
         np.testing.assert_allclose(one, many, atol=1e-6)
 
 
@@ -134,8 +140,8 @@ def test_bidirectional_attention_looks_ahead(tiny_model: Path) -> None:
         str(tiny_model), pooling="first", attention="bidirectional", dtype="float32", engine="transformers"
     )
     causal = Encoder.load(str(tiny_model), pooling="first", dtype="float32", engine="transformers")
-    assert (attention.attention_rows(encoder, TEXTS[:1])[0] > 0).all()
-    assert attention.attention_rows(causal, TEXTS[:1])[0][1:].sum() == 0
+    assert (rows_of(encoder, TEXTS[:1])[0] > 0).all()
+    assert rows_of(causal, TEXTS[:1])[0][1:].sum() == 0
 
 
 def test_the_layers_below_a_pooled_layer_can_be_seen(tiny_model: Path) -> None:
@@ -214,5 +220,5 @@ def test_a_model_that_tells_another_attention_is_refused(
     encoder = load(make(tmp_path / "model", tiny_model, kind, **config))
     vectors = encoder.encode(TEXTS)
     with pytest.raises(ModelError, match=why):
-        attention.attention_rows(encoder, TEXTS, layer=1)
+        rows_of(encoder, TEXTS, layer=1)
     np.testing.assert_array_equal(encoder.encode(TEXTS), vectors)

@@ -216,18 +216,6 @@ def of_corpus(
     return _measure(options, texts[:limit], layer, role, on_progress)[0]
 
 
-def attention_rows(
-    encoder: Encoder, texts: Sequence[str], *, layer: int = -1, role: Role = "document"
-) -> list[NDArray[np.float64]]:
-    """The pooled token's attention to each token of its row, ``(T,) float64`` a text, prompt and BOS included.
-
-    Raises:
-        UsageError: there is no such layer, or the encoder was not loaded with ``engine="transformers"``.
-        ModelError: the model does not tell its attention.
-    """
-    return [row.attention for row in _rows(encoder, texts, _layer(encoder, layer), role)]
-
-
 def _measure(
     options: EncoderOptions, texts: Sequence[str], layer: int, role: Role, on_progress: ProgressCallback | None
 ) -> tuple[AttentionReport, list[_Row]]:
