@@ -75,8 +75,14 @@ def command(
         raise click.UsageError("Give a TEXT, or a corpus with --file.", context)
     if plot is not None and text is None:
         raise click.UsageError("--plot draws one text: give a TEXT.", context)
-    if limit is not None and file is None:
-        raise click.UsageError("--limit is for --file.", context)
+    of_a_corpus = {
+        "--limit": limit,
+        "--text-column": text_columns,
+        "--id-column": id_column,
+        "--on-bad-row": on_bad_row != "skip",
+    }
+    if file is None and (given := [option for option, value in of_a_corpus.items() if value]):
+        raise click.UsageError(f"{given[0]} is for --file.", context)
     report = _measure(text, file, (text_columns, id_column, on_bad_row), encoder, limit, attention_layer, role, plot)
     if plot is not None:
         from llmindex_training.attention_plot import write_plot
