@@ -110,7 +110,7 @@ def clustering(
     "--sample",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The most queries, and the most documents beside those that are judged. Fewer documents are an easier task.",
+    help="The most queries, and the most documents, though all that are judged stay. Fewer are an easier task.",
 )
 @click.option(
     "-i",
