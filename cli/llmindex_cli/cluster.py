@@ -104,6 +104,8 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
 
     Documents that belong to no cluster are noise, label -1.
     """
+    if options["assign_distance"] is not None and not options["assign_noise"]:
+        raise UsageError("--assign-distance is for --assign-noise: leave it or --no-assign-noise out")
     from llmindex.cluster import map as cluster_map
     from llmindex.cluster import saved
 

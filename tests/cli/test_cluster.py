@@ -74,6 +74,7 @@ def test_json(suffix: str, llmindex: Llmindex, index: Path, tmp_path: Path) -> N
         (["--min-cluster-size", "1"], "1 is not in the range x>=2"),
         (["--reduce", "tsne"], "'tsne' is not one of 'none', 'pca', 'umap'"),
         (["--assign-distance", "nan"], "nan is not a finite number"),
+        (["--assign-distance", "0.5", "--no-assign-noise"], "--assign-distance is for --assign-noise"),
         (["--name", "../escape"], "../escape"),
     ],
 )
