@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmindex.errors import UsageError
+from llmindex.errors import CorpusError, UsageError
 from llmindex.records import Vectors
 from llmindex.store import writer
 from llmindex.store.manifest import Manifest, VectorDtype
@@ -121,6 +121,16 @@ def test_commits_show_how_far_the_build_is(tmp_path: Path) -> None:
         w.finish()
         assert w.manifest.corpus.complete
     assert [path.name for path in (index / "vectors").iterdir()] == ["part-00000.parquet"]
+
+
+def test_no_document_is_read_where_the_shards_are_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index can then be built anew in the memory that is foretold for it, however long the texts are."""
+    make_store(tmp_path / "index", make_vectors(10, 4))
+    monkeypatch.delattr(writer, "read_shard")
+    with VectorWriter.open(tmp_path / "index") as w:
+        assert w.count == 10
+        with pytest.raises(CorpusError, match='column "number" is missing'):
+            append(w, make_documents(10, 11).drop_columns("number"), make_vectors(1, 4))
 
 
 def test_an_index_of_no_documents(tmp_path: Path) -> None:

@@ -186,6 +186,11 @@ def without_vectors(schema: pa.Schema, path: Path) -> pa.Schema:
     return schema.remove(schema.get_field_index(VECTOR)).remove_metadata()
 
 
+def read_schema(path: Path) -> pa.Schema:
+    """The schema of a file's documents, for which none of them is read."""
+    return without_vectors(pq.read_schema(path), path)
+
+
 def read_shard(path: Path) -> tuple[pa.Table, StoredVectors]:
     """The documents and vectors of a file, as they were given to :func:`write_shard`."""
     full = pq.ParquetFile(path, memory_map=True).read()

@@ -28,6 +28,7 @@ from llmindex.store.shard import (
     conform,
     content_bytes,
     difference,
+    read_schema,
     read_shard,
     storage_schema,
     write_shard,
@@ -355,10 +356,9 @@ class VectorWriter:
             path = self.path / shard.file
             if hash_file(path) != shard.sha256:
                 raise CorruptStore(f"{path} has changed; restore it, or build the index again with --overwrite")
-            documents, vectors = read_shard(path)
-            self._schema = documents.schema
+            self._schema = read_schema(path)
             if shard.partial:
-                self._buffer.add(documents, vectors)
+                self._buffer.add(*read_shard(path))
 
 
 def _make_folders(folder: Path) -> None:
