@@ -378,3 +378,14 @@ def test_the_list_of_models_names_the_default() -> None:
 def test_a_revision_is_for_models_of_the_hub(tiny_model: Path) -> None:
     with pytest.raises(ModelError, match=r'--revision "main" is for models of the hub; ".*" is a folder'):
         models.locate(str(tiny_model), "main")
+    with pytest.raises(ModelError, match=r'--revision "main" is .*; "default-base" comes with this package$'):
+        models.find("default-base", "main")
+
+
+def test_an_encoder_that_names_its_backbone_takes_no_revision(tiny_model: Path, tmp_path: Path) -> None:
+    spec = Encoder.load(str(tiny_model)).spec
+    (tmp_path / "encoder.json").write_text(json.dumps(spec.to_json()))
+    with pytest.raises(ModelError, match=r'--revision "main" is .*encoder\.json" says itself which backbone it was'):
+        models.find(str(tmp_path / "encoder.json"), "main")
+    with pytest.raises(ModelError, match=r'--revision "main" is .* says itself which backbone it was'):
+        models.find("default", "main")

@@ -37,6 +37,7 @@ _SAMPLE_BYTES = 4096
 _LARGEST_HEADER = 100_000_000
 _MOST_LAYERS = 10_000
 _SHOWN = 200
+_SAYS_ITSELF = "says itself which backbone it was made for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def find(
     if adapter_folder is None:
         path = adapter_path(name) if name == DEFAULT else Path(name)
         if path.suffix == ".json" and path.is_file():
-            return _of_spec(path, trust_remote_code)
+            return _of_spec(path, revision, trust_remote_code)
         if adapter.is_adapter(path):
             return _of_adapter(path.resolve(), None, revision, trust_remote_code)
         local = locate(name, revision, trust_remote_code=trust_remote_code)
@@ -127,8 +128,9 @@ def adapter_name(found: Adapter) -> str:
     return DEFAULT if found.folder == _SHIPPED.resolve() else str(found.folder)
 
 
-def _of_spec(file: Path, trust_remote_code: bool) -> Found:
+def _of_spec(file: Path, revision: str | None, trust_remote_code: bool) -> Found:
     spec = adapter.read_spec(file)
+    _check_unneeded(revision, file, _SAYS_ITSELF)
     found = find(spec.backbone, spec.revision, spec.adapter, trust_remote_code=trust_remote_code)
     _check_same(found.local, found.adapter, spec, file)
     return replace(found, spec=spec)
@@ -144,9 +146,11 @@ def _of_adapter(folder: Path, base: str | None, revision: str | None, trust_remo
             f"{trained_as} is gone: it says with what prompt, pooling and whitening the adapter beside it was trained; "
             "put it back, or train anew"
         )
-    if base is None:
-        base = trained.backbone if trained else made.base
-        revision = trained.revision if trained else revision
+    if base is None and trained is not None:
+        _check_unneeded(revision, folder, _SAYS_ITSELF)
+        base, revision = trained.backbone, trained.revision
+    elif base is None:
+        base = made.base
     if not base:
         raise AdapterError(
             f'adapter "{folder}" does not say what it was trained on: write that into its {adapter.CONFIG_NAME}, as '
@@ -186,12 +190,12 @@ def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = 
     if not name:
         raise ModelError(f'the model\'s name is empty; the embedded one is "{DEFAULT}"')
     if name in (DEFAULT, BASE):
+        _check_unneeded(revision, name, "comes with this package")
         folder = embedded.folder()
         return LocalModel(folder, embedded.identity(folder))
     if Path(name).is_dir():
         folder = Path(name).resolve()
-        if revision is not None:
-            raise ModelError(f'--revision "{revision}" is for models of the hub; "{name}" is a folder')
+        _check_unneeded(revision, name, "is a folder")
     elif _HUB_NAME.fullmatch(name) and not Path(name).exists():
         folder = _fetch(name, revision, trust_remote_code)
     else:
@@ -203,6 +207,11 @@ def locate(name: str, revision: str | None = None, *, trust_remote_code: bool = 
             "or model that it was made of"
         )
     return LocalModel(folder, _identity(folder))
+
+
+def _check_unneeded(revision: str | None, name: str | Path, why: str) -> None:
+    if revision is not None:
+        raise ModelError(f'--revision "{revision}" is for models of the hub; "{name}" {why}')
 
 
 def available() -> list[ModelInfo]:
