@@ -140,6 +140,19 @@ def test_no_mark_of_a_beginning_stands_within_a_prompt(
         assert "".join(map(str, map(backend.id_to_token, made))) == "".join(whole.tokens)
 
 
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+def test_a_tokenizer_of_more_tokens_than_the_model_has(tiny_model: Path, tmp_path: Path, engine: Any) -> None:  # noqa: ANN401
+    """As where somebody has added a token and not made the model larger."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    written = json.loads((folder / "tokenizer.json").read_text())
+    added = written["added_tokens"][0] | {"id": 400, "content": "[PAD]"}
+    (folder / "tokenizer.json").write_text(json.dumps(written | {"added_tokens": [*written["added_tokens"], added]}))
+    encoder = Encoder.load(str(folder), device="cpu", engine=engine)
+    assert encoder.encode(["a text"]).shape == (1, 32)
+    with pytest.raises(ModelError, match=r"^the tokenizer gives token 400 for a text .*, and the model knows 400: "):
+        encoder.encode(["a text", "[PAD]"])
+
+
 def test_what_looks_like_a_special_token_stays_text_behind_a_prompt_too(tiny_model: Path, tmp_path: Path) -> None:
     backend = metaspace("first")()
     special = ["<unk>", "</s>"]

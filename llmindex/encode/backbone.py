@@ -74,6 +74,7 @@ class Backbone(Decoder):
         self._hold(_load(folder, placement, attention, trust_remote_code), placement)
         config = self.model.config.get_text_config()
         self.max_positions = getattr(config, "max_position_embeddings", None)
+        self.vocabulary = _vocabulary(self.model)
         self._short = _longest_short(config)
         layers = int(config.num_hidden_layers)
         self.layer = -1
@@ -265,6 +266,13 @@ class Backbone(Decoder):
             reason = one_line(error)
         self.model.set_attn_implementation(kernel)
         logger.info('model "%s": batches are padded: %s', self.folder, reason)
+
+
+def _vocabulary(model: Any) -> int | None:  # noqa: ANN401 - of transformers
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # a model's own code need not say
+        return None
 
 
 def _longest_short(config: Any) -> float:  # noqa: ANN401 - of transformers

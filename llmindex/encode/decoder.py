@@ -26,6 +26,7 @@ class Decoder(ABC):
         hidden_size: D, the length of a token state.
         layer: the one whose states come out: -1 the last (after the final norm), else counted from 0, the embeddings.
         max_positions: the most tokens the model was made for, or None where its configuration does not say.
+        vocabulary: the number of tokens that it knows, or None where that cannot be told.
         reentrant: whether it computes for several threads at a time; else they wait for each other.
     """
 
@@ -33,6 +34,7 @@ class Decoder(ABC):
     hidden_size: int
     layer: int
     max_positions: int | None
+    vocabulary: int | None
     reentrant = False
 
     @abstractmethod

@@ -212,6 +212,7 @@ class Encoder:
 
         Raises:
             UsageError: the texts are one string instead of several, one is no string, or there is no such role.
+            ModelError: a text has a token that the model does not know.
         """
         texts = text_list(texts)
         if role not in self._parts:
@@ -231,6 +232,12 @@ class Encoder:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         ids = np.fromiter((token for row in rows for token in row), np.int32, count=int(offsets[-1]))
+        known = self.decoder.vocabulary
+        if known is not None and (strange := int(ids.max(initial=0))) >= known:
+            raise ModelError(
+                f"the tokenizer gives token {strange:,} for a text or its prompt, and the model knows {known:,}: they "
+                "do not belong together"
+            )
         return Tokens(ids, offsets, spans, truncated)
 
     def forward(self, tokens: Tokens, on_tokens: Callable[[int, int], None] | None = None) -> Vectors:

@@ -92,6 +92,7 @@ class Llama(Decoder):
         self.folder = folder
         self.hidden_size = self._shape.hidden_size
         self.max_positions = self._shape.max_positions
+        self.vocabulary = self._shape.vocabulary
         self.layer = -1
         self._causal = attention == "causal"
         self._shared: dict[tuple[int, ...], _Beginning | None] = {}
