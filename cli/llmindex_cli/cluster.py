@@ -128,9 +128,8 @@ def command(index: Path, plot: tuple[Path, ...], output: Path | None, as_json: b
         print_json(_summary(clustering, output or file))
     else:
         _print(clustering, opened.store)
-        for written in (output, *plot):
-            if written is not None:
-                say(f"Wrote {plain(str(written))}")
+        for written in filter(None, (output, *plot)):
+            say(f"Wrote {plain(str(written))}")
     if not clustering.clusters:
         _note_none_found(len(clustering.labels), clustering.options, replaces)
 
