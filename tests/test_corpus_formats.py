@@ -245,8 +245,8 @@ class TestCsv:
 
     @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
     def test_the_delimiter_is_the_headers(self, delimiter: str) -> None:
-        Path("d.csv").write_text(delimiter.join(["text", "n"]) + "\n" + delimiter.join(["a", "1"]) + "\n")
-        assert documents("d.csv") == [{"id": "0", "text": "a", "n": 1}]
+        Path("d.csv").write_text(delimiter.join(["text", '"n, of; all"']) + "\n" + delimiter.join(["a", "1"]) + "\n")
+        assert documents("d.csv") == [{"id": "0", "text": "a", "n, of; all": 1}]
 
     def test_one_column(self) -> None:
         Path("d.tsv").write_text("text\na, b; c\n")

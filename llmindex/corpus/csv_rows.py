@@ -31,6 +31,7 @@ from llmindex.errors import CorpusError
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 _DIGITS_OF_INT64 = 19
+_QUOTED = re.compile(rb'"[^"]*"?')
 
 Record = tuple[int, list[str]]
 
@@ -64,7 +65,8 @@ class CsvSource:
         for _, line in read_lines(self._file, self._compression):
             if line.strip():
                 candidates = (usual, ";", "\t", "|")
-                return next((mark for mark in candidates if mark.encode() in line), usual)
+                separating = _QUOTED.sub(b"", line)
+                return next((mark for mark in candidates if mark.encode() in separating), usual)
         raise CorpusError(f"{self.label} is empty: it has no header line")
 
     def _header(self) -> list[str]:
