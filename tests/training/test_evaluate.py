@@ -12,11 +12,13 @@ import llmindex
 from llmindex.encode.encoder import Encoder
 from llmindex.encode.settings import EncoderOptions
 from llmindex.errors import CorpusError
+from llmindex.index.faiss_index import VectorIndex
+from llmindex.index.neighbors import Neighbors
 from llmindex.progress import Progress, ProgressCallback
 from llmindex.records import Vectors
 from llmindex_training.evaluate import Embedder, Encoding, Role, Score
 from llmindex_training.evaluate_clustering import evaluate_clustering, hdbscan, kmeans_v_measure
-from llmindex_training.evaluate_retrieval import evaluate_index, evaluate_retrieval, nearest
+from llmindex_training.evaluate_retrieval import evaluate_index, evaluate_retrieval, nearest, retrieval_measures
 from llmindex_training.evaluate_sts import evaluate_sts
 from llmindex_training.evaluation_data import MEAN, LabelledTexts, RetrievalSet, SentencePairs, read_retrieval
 
@@ -142,6 +144,14 @@ def test_retrieval_scores_are_those_of_scikit_learn() -> None:
     assert scores["mrr"].score == pytest.approx((1 / (1 + relevant.argmax(axis=1))).mean())
 
 
+def test_a_hit_behind_the_first_hundred_has_no_rank_however_many_recall_counts() -> None:
+    angles = np.linspace(0, 1, 150)
+    documents = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    judged = RetrievalSet("one", [f"d{n}" for n in range(150)], ["text"] * 150, ["query"], [{"d149": 1}])
+    _, recall, mrr = retrieval_measures(documents[:1], documents, judged, 200)
+    assert (recall.metric, recall.score, mrr.score) == ("recall@200", 1, 0)
+
+
 def test_equal_documents_stand_in_their_order() -> None:
     documents = np.tile(np.eye(2, dtype=np.float32), (5, 1))
     assert nearest(documents[:1], documents, 8).tolist() == [[0, 2, 4, 6, 8, 1, 3, 5]]
@@ -194,7 +204,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_index_is_measured_stage_by_stage(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_index_is_measured_stage_by_stage(
+    folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judged = read_retrieval(folder)
     llmindex.build(
         [str(folder / "corpus.parquet")],
@@ -214,9 +226,17 @@ def test_an_index_is_measured_stage_by_stage(folder: Path, tiny_model: Path, tmp
         for before, after in (("model", "stored"), ("stored", "index")):
             lost = stages[before, score.metric].score - stages[after, score.metric].score
             assert stages[after, score.metric].loss == pytest.approx(lost)
-    # What FAISS itself finds is what is scored.
-    (hits,) = index.search([judged.queries[0]], k=10)
-    assert len(hits) == 10
+    # What FAISS finds for as many hits as a score counts is what is scored: for more, it may look further.
+    asked: list[int] = []
+    search = VectorIndex.search
+
+    def listened(self: VectorIndex, queries: Vectors, k: int) -> Neighbors:
+        asked.append(k)
+        return search(self, queries, k)
+
+    monkeypatch.setattr(VectorIndex, "search", listened)
+    evaluate_index(index, judged, k=5)
+    assert sorted(asked) == [5, 10, 100]
 
 
 def test_documents_that_an_index_lacks_are_not_found(folder: Path, tiny_model: Path, tmp_path: Path) -> None:

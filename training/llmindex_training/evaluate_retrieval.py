@@ -2,11 +2,12 @@
 
 Queries are embedded with the query prompt, documents with the documents'. Search is exact unless an index is given.
 The scores of an index come in three stages, each with the same queries: "model" compares the encoder's float32 vectors
-exactly, "stored" the vectors as the index stores them, "index" asks FAISS as a search would. What the second loses
+exactly, "stored" the vectors as the index stores them, "index" asks FAISS as a search would, for as many hits as a
+score counts: an approximate search for more looks further, and finds more of the first ones, too. What the second loses
 against the first is the quantiser's doing, what the third loses against the second that of approximate search.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +23,12 @@ from llmindex.records import Rows, Vectors, at_least_one
 from llmindex_training.evaluate import Embedder, Encoding, Measure, Score, scores_of
 from llmindex_training.evaluation_data import RetrievalSet, listed
 
-K = 10
+K = NDCG_K = 10
 DEPTH = 100
 """Hits of a query that are looked at: a first relevant hit behind them has the reciprocal rank 0."""
+
+Search = Callable[[int], Rows]
+"""Rows ``(q, at most depth)`` that a search for so many hits finds, the best first; -1 is nothing."""
 
 # Inner products that are held at once.
 _BLOCK = 8_000_000
@@ -102,8 +106,7 @@ def evaluate_retrieval(
 
 def retrieval_measures(queries: Vectors, documents: Vectors, judged: RetrievalSet, k: int = K) -> list[Measure]:
     """Score the vectors ``(q, dim)`` and ``(n, dim) float32`` of a set by exact search."""
-    rows = nearest(queries, documents, max(k, DEPTH))
-    return _measures(judged, rows, judged.document_ids, k)
+    return _measures(judged, _exactly(queries, documents, k), judged.document_ids, k)
 
 
 def evaluate_index(
@@ -126,7 +129,7 @@ def evaluate_index(
     """
     k = at_least_one("-k", k)
     # Before any text is embedded, as both may refuse.
-    vector_index, encoder, depth = VectorIndex.load(index.store), index.searcher.encoder, max(k, DEPTH)
+    vector_index, encoder = VectorIndex.load(index.store), index.searcher.encoder
     ids, texts = _documents(index)
     named = {document for grades in judged.grades for document in grades}
     absent = named - set(ids)
@@ -138,15 +141,15 @@ def evaluate_index(
     _check_same_texts(index, judged, dict(zip(ids, texts, strict=True)))
     encode = Encoding(len(judged.queries) + len(texts), on_progress)
     queries = encode(encoder, judged.queries, "query")
-    stages = {
-        "model": nearest(queries, encode(encoder, texts), depth),
-        "stored": nearest(queries, index.store.vectors(), depth),
-        "index": vector_index.search(queries, depth).rows,
+    stages: dict[str, Search] = {
+        "model": _exactly(queries, encode(encoder, texts), k),
+        "stored": _exactly(queries, index.store.vectors(), k),
+        "index": lambda depth: vector_index.search(queries, depth).rows,
     }
     scores: list[StageScore] = []
     before: dict[str, float] = {}
-    for stage, rows in stages.items():
-        for each in _measures(judged, rows, ids, k):
+    for stage, search in stages.items():
+        for each in _measures(judged, search, ids, k):
             loss = before[each.metric] - each.score if each.metric in before else None
             scores.append(StageScore(judged.name, each.metric, stage, each.score, loss))
             before[each.metric] = each.score
@@ -194,18 +197,24 @@ def nearest(queries: Vectors, documents: Vectors, depth: int) -> Rows:
     return found
 
 
-def _measures(judged: RetrievalSet, rows: Rows, ids: Sequence[str], k: int) -> list[Measure]:
-    """Score what was found: rows ``(q, depth)`` of documents with these ids; -1 is nothing."""
-    gains = _gains(judged.grades, rows, ids)
+def _exactly(queries: Vectors, documents: Vectors, k: int) -> Search:
+    """Exact search, for at most as many hits as any score counts."""
+    rows = nearest(queries, documents, max(k, DEPTH))
+    return lambda depth: rows[:, :depth]
+
+
+def _measures(judged: RetrievalSet, search: Search, ids: Sequence[str], k: int) -> list[Measure]:
+    """Score what is found among documents with these ids."""
+    gains = {depth: _gains(judged.grades, search(depth), ids) for depth in {NDCG_K, k, DEPTH}}
     most = max(map(len, judged.grades))
-    ideal = np.zeros((len(gains), most))
+    ideal = np.zeros((len(judged.grades), most))
     for query, grades in enumerate(judged.grades):
         ideal[query, : len(grades)] = sorted((max(0.0, grade) for grade in grades.values()), reverse=True)
     relevant = (ideal > 0).sum(axis=1)
     return [
-        _measure(judged.name, "ndcg@10", ndcg(gains, ideal, 10)),
-        _measure(judged.name, f"recall@{k}", recall(gains, relevant, k)),
-        _measure(judged.name, "mrr", reciprocal_rank(gains)),
+        _measure(judged.name, f"ndcg@{NDCG_K}", ndcg(gains[NDCG_K], ideal, NDCG_K)),
+        _measure(judged.name, f"recall@{k}", recall(gains[k], relevant, k)),
+        _measure(judged.name, "mrr", reciprocal_rank(gains[DEPTH])),
     ]
 
 
