@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,22 @@ def test_a_killed_helper_leaves_a_smaller_sound_index(
     llmindex.build(corpus, tmp_path / "x", encoder=options(tiny_model, "cpu,cpu"))
     llmindex.build(corpus, tmp_path / "whole", encoder=options(tiny_model, "cpu"))
     assert contents(tmp_path / "x") == contents(tmp_path / "whole")
+
+
+def test_helpers_that_cannot_all_be_started_end(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    plain = subprocess.Popen
+
+    def once(*args: Any, **options: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401
+        if started:
+            raise BlockingIOError("no more processes")
+        started.append(plain(*args, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", once)
+    with pytest.raises(BlockingIOError):
+        Helpers(encoder.spec, ["cpu", "cpu"], dtype="float32")
+    assert started[0].poll() is not None
 
 
 def test_a_helper_that_dies_within_an_answer_has_died() -> None:

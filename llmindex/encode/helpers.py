@@ -79,9 +79,14 @@ class Helpers:
             trust_remote_code: run Python files of the model's folder.
         """
         options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-        self.helpers = [
-            Helper({"spec": spec.to_json(), "device_name": name, **options}, 1 + len(devices)) for name in devices
-        ]
+        self.helpers: list[Helper] = []
+        try:
+            for name in devices:
+                order = {"spec": spec.to_json(), "device_name": name, **options}
+                self.helpers.append(Helper(order, 1 + len(devices)))
+        except BaseException:  # Ctrl-C among them
+            self.close()
+            raise
 
     def start(self, tokens: Tokens) -> Awaited | None:
         """Have texts encoded; None where no helper is ready, or all have enough to do.
