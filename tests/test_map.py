@@ -104,6 +104,20 @@ def test_a_large_corpus_is_sampled_and_the_map_says_so(tmp_path: Path, monkeypat
     assert embedded(page(make_map()))["note"] == ""
 
 
+def test_whole_texts_are_never_in_memory_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 2 GB of them, which thousands of books have, are refused by Arrow, too."""
+    monkeypatch.setattr(module, "MAX_POINTS", 20)
+    monkeypatch.setattr("llmindex.store.writer.SHARD_ROWS", 30)
+    store = make_store(tmp_path / "some.llmindex", make_vectors(100, 8), window=30)
+    labels = np.repeat(np.arange(4, dtype=np.int32), 25)
+    rows = sample_rows(labels, 20)
+    clustering = make_clustering(store, labels)
+    monkeypatch.delattr(VectorStore, "take")
+    data = read(store, clustering)
+    assert data.ids == [f"d{row}" for row in rows]
+    assert data.snippets == [f"document number {row}" for row in rows]
+
+
 def test_long_texts_are_cut() -> None:
     assert module._shorten("a\n\n b\t c", 10) == "a b c"
     assert module._shorten("word " * 1_000, 12) == "word word w…"

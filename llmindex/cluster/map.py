@@ -129,7 +129,7 @@ def check_path(path: Path) -> None:
 def read(store: "VectorStore", clustering: "Clustering", on_progress: ProgressCallback | None = None) -> MapData:
     """Gather from the store what a map shows, and give each document its place."""
     rows = sample_rows(clustering.labels, MAX_POINTS)
-    columns = store.take(rows, ["id", "text"])
+    ids, snippets = _beginnings(store, rows)
     return MapData(
         title=store.path.resolve().name.removesuffix(".llmindex"),
         documents=len(clustering.labels),
@@ -137,10 +137,24 @@ def read(store: "VectorStore", clustering: "Clustering", on_progress: ProgressCa
         positions=layout(store.take_vectors(rows), on_progress=on_progress),
         labels=clustering.labels[rows],
         probabilities=clustering.probabilities[rows],
-        ids=[_shorten(text, ID_CHARACTERS) for text in columns["id"].to_pylist()],
-        snippets=[_shorten(text, SNIPPET_CHARACTERS) for text in columns["text"].to_pylist()],
+        ids=ids,
+        snippets=snippets,
         clusters=sorted(clustering.clusters, key=lambda cluster: (-cluster.size, cluster.label)),
     )
+
+
+def _beginnings(store: "VectorStore", rows: Rows) -> tuple[list[str], list[str]]:
+    """Ids and texts of ascending rows, cut: whole, the texts of thousands of books would not fit into one column."""
+    ids: list[str] = []
+    snippets: list[str] = []
+    start = 0
+    for batch in store.iter_columns(["id", "text"]):
+        first, last = np.searchsorted(rows, [start, start + len(batch)])
+        for row in (rows[first:last] - start).tolist():
+            ids.append(_shorten(batch.column(0)[row].as_py(), ID_CHARACTERS))
+            snippets.append(_shorten(batch.column(1)[row].as_py(), SNIPPET_CHARACTERS))
+        start += len(batch)
+    return ids, snippets
 
 
 def draw(path: Path, data: MapData) -> None:
