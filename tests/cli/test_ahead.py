@@ -120,6 +120,17 @@ def test_nothing_is_sent_where_the_index_is_in_doubt(searcher: Searcher, monkeyp
     assert client._ahead is None
 
 
+def test_a_variable_that_says_no_forbids_nothing(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index("x.llmindex")
+    monkeypatch.setenv("LLMINDEX_NO_DAEMON", "0")
+    ahead.send(["search", "a"])
+    assert client._ahead is not None
+    assert main(["search", "a"]) == 0
+    assert len(searcher.requests) == 1
+
+
 def test_another_request_is_not_answered_by_it(
     searcher: Searcher, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

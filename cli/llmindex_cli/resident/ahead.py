@@ -19,7 +19,7 @@ _USUAL = {"dtype": "auto", "device": "auto", "trust_remote_code": False}
 
 def send(arguments: Sequence[str]) -> None:
     """Send the search that a command line asks for, if that is plain and a resident searcher listens."""
-    if os.environ.get("LLMINDEX_NO_DAEMON") or os.environ.get("_LLMINDEX_COMPLETE"):
+    if os.environ.get("LLMINDEX_NO_DAEMON", "") not in ("", "0") or os.environ.get("_LLMINDEX_COMPLETE"):
         return
     with suppress(OSError, ValueError, ResidentError):
         asked = _plain(arguments)
