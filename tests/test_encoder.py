@@ -311,6 +311,20 @@ def test_fingerprint_follows_what_is_computed_not_where_it_lies(tiny_model: Path
     assert load(moved).spec.fingerprint() != spec.fingerprint()
 
 
+def test_fingerprint_follows_how_the_tokenizer_is_set_up(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+    file.write_text(json.dumps(settings))
+    before = load(folder)
+    file.write_text(json.dumps(settings | {"chat_template": "{{ messages }}"}))
+    assert load(folder).spec.fingerprint() == before.spec.fingerprint()
+    file.write_text(json.dumps(settings | {"add_prefix_space": True}))
+    after = load(folder)
+    assert not np.allclose(after.encode(["a"]), before.encode(["a"]))
+    assert after.spec.fingerprint() != before.spec.fingerprint()
+
+
 def test_changed_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

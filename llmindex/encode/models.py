@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What a file of these names says does not change a vector, or changes from version to version of its writer.
 _VOLATILE_CONFIG = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+_TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_VOLATILE_TOKENIZER_CONFIG = {
+    *("name_or_path", "tokenizer_file", "special_tokens_map_file", "transformers_version", "backend"),
+    *("is_local", "local_files_only", "chat_template", "processor_class", "model_input_names"),
+    *("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces"),
+}
 _SAMPLE_BYTES = 4096
 # As safetensors itself bounds them.
 _LARGEST_HEADER = 100_000_000
@@ -272,7 +279,7 @@ def _unknown(name: str, why: str) -> ModelError:
 
 
 def _identity(folder: Path) -> str:
-    """SHA-256 over configuration, tokenizer and a sample of every tensor.
+    """SHA-256 over configuration, tokenizer, how that is set up, and a sample of every tensor.
 
     Reading all of a 14 GB model at each start would take as long as loading it; the first bytes of each tensor change
     with any training step, and sizes, names and shapes are compared whole.
@@ -287,19 +294,28 @@ def _identity(folder: Path) -> str:
         _check_files(folder)
         config = json.loads(config_file.read_text(encoding="utf-8"))
         _check_config(config)
-        kept = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
-        digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-        for name in _TOKENIZER_FILES:
-            if (folder / name).is_file():
-                digest.update((folder / name).read_bytes())
-        for file in weights:
-            for piece in _tensor_samples(file):
-                digest.update(piece)
+        digest = hashlib.sha256(_lasting(config, _VOLATILE_CONFIG))
+        for piece in chain(_tokenizer_parts(folder), *map(_tensor_samples, weights)):
+            digest.update(piece)
     except OSError as error:  # a disk that fails while it is read does not say of which file
         raise ModelError(unreadable(error.filename or folder, error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f'model "{folder}" is damaged: {one_line(error)}') from error
     return digest.hexdigest()
+
+
+def _lasting(config: dict[str, Any], volatile: set[str]) -> bytes:
+    return json.dumps({key: value for key, value in config.items() if key not in volatile}, sort_keys=True).encode()
+
+
+def _tokenizer_parts(folder: Path) -> Iterator[bytes]:
+    """What decides into which tokens a text falls: the tokenizer's files, and how it is set up."""
+    for file in map(folder.joinpath, _TOKENIZER_FILES):
+        if file.is_file():
+            yield file.read_bytes()
+    for file in map(folder.joinpath, _TOKENIZER_CONFIGS):
+        if file.is_file():
+            yield _lasting(json.loads(file.read_text(encoding="utf-8")), _VOLATILE_TOKENIZER_CONFIG)
 
 
 def _check_files(folder: Path) -> None:
