@@ -1,7 +1,7 @@
 # llmindex: development tasks. `make` alone lists them.
 #
 #   PYTHON=python3.12   the interpreter that .venv is made from (3.11 or newer)
-#   ARGS="-k corpus"    more arguments for pytest
+#   ARGS="-k corpus"    more arguments for pytest; ARGS="-n 0 --pdb" runs the tests in one process
 #
 # .venv is made when a task needs it, and again when pyproject.toml or constraints.txt changed. It is for the CPU:
 # CONTRIBUTING.md says how to change to a GPU (faiss-gpu and faiss-cpu own the same folder: never install both).
@@ -48,8 +48,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## index the Python library's docstrings, search and cluster them
 	@scripts/demo.sh $(BIN)
 
+# A process on each processor; more than four would only wait for the longest tests, and take a gigabyte each.
 test: $(STAMP)  ## run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: lint types test  ## format check, lint, types, tests
 
