@@ -3,6 +3,7 @@
 import datetime
 import re
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,21 @@ class TestColumns:
         sources = [tmp_path] if numbers == "int16" else [tmp_path, pa.concat_tables(tables)]
         for source in sources:
             assert [row["day"] for row in documents(Corpus.open(source))] == days
+
+    @pytest.mark.parametrize(
+        "outer", [pa.large_list, lambda inner: pa.list_(inner, 1), lambda inner: pa.map_(pa.int16(), inner)]
+    )
+    @pytest.mark.parametrize("inner", [pa.dictionary(pa.int8(), pa.string()), pa.string_view()])
+    def test_nor_do_those_within_other_values(
+        self, tmp_path: Path, outer: Callable[[pa.DataType], pa.DataType], inner: pa.DataType
+    ) -> None:
+        """Any type of lists and maps may hold what Arrow can neither select rows of nor put together."""
+        kinds = [[(number, str(number))] if pa.types.is_map(outer(inner)) else [str(number)] for number in range(200)]
+        for start in (0, 100):
+            texts = [f"d{number}" for number in range(100)]
+            column = pa.array(kinds[start : start + 100], outer(inner))
+            pq.write_table(pa.table({"text": texts, "kind": column}), tmp_path / f"{start}.parquet")
+        assert [row["kind"] for row in documents(Corpus.open(tmp_path))] == kinds
 
     @pytest.mark.parametrize(
         ("values", "type_", "id_"),

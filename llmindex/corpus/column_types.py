@@ -144,8 +144,14 @@ def _plain(type_: pa.DataType) -> pa.DataType:
         return pa.binary()
     if pa.types.is_struct(type_):
         return pa.struct([field.with_type(_plain(field.type)) for field in type_]) if type_.num_fields else NULL
-    if pa.types.is_list(type_):
-        return pa.list_(type_.value_field.with_type(_plain(type_.value_type)))
+    if pa.types.is_map(type_):
+        key, item = (field.with_type(_plain(field.type)) for field in (type_.key_field, type_.item_field))
+        return pa.map_(key, item, type_.keys_sorted)
+    if pa.types.is_fixed_size_list(type_):
+        return pa.list_(type_.value_field.with_type(_plain(type_.value_type)), type_.list_size)
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        make = pa.list_ if pa.types.is_list(type_) else pa.large_list
+        return make(type_.value_field.with_type(_plain(type_.value_type)))
     return type_
 
 
