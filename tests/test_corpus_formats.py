@@ -248,6 +248,12 @@ class TestCsv:
         Path("d.csv").write_text(delimiter.join(["text", '"n, of; all"']) + "\n" + delimiter.join(["a", "1"]) + "\n")
         assert documents("d.csv") == [{"id": "0", "text": "a", "n, of; all": 1}]
 
+    def test_a_quote_within_a_header(self) -> None:
+        Path("d.csv").write_text('text;15" or more\na, b;1\n')
+        assert documents("d.csv") == [{"id": "0", "text": "a, b", '15" or more': 1}]
+        Path("d.csv").write_bytes(b'\xef\xbb\xbf"n; ""of;"" all",text\n1,a\n')
+        assert documents("d.csv") == [{"id": "0", "text": "a", 'n; "of;" all': 1}]
+
     def test_one_column(self) -> None:
         Path("d.tsv").write_text("text\na, b; c\n")
         assert documents("d.tsv") == [{"id": "0", "text": "a, b; c"}]

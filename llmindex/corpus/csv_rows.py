@@ -31,7 +31,7 @@ from llmindex.errors import CorpusError
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 _DIGITS_OF_INT64 = 19
-_QUOTED = re.compile(rb'"[^"]*"?')
+_QUOTED = re.compile(rb'(?<![^,;\t|"])"[^"]*"?')  # elsewhere than at its start, a quote is a field's like any letter
 
 Record = tuple[int, list[str]]
 
