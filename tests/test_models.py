@@ -214,7 +214,9 @@ def replace_by_failing(file: Path) -> None:
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no safetensors"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is damaged"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is damaged: config.json is not JSON"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not JSON"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "tokenizer_config.json is not a JSON ob"),
         (lambda folder: os.truncate(folder / "model.safetensors", 5000), "is cut short"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is cut short"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load the tokenizer"),

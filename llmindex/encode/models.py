@@ -292,7 +292,7 @@ def _identity(folder: Path) -> str:
         raise ModelError(f'model "{folder}" has no safetensors weights (other formats can run code and are not read)')
     try:
         _check_files(folder)
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = _read_object(config_file)
         _check_config(config)
         digest = hashlib.sha256(_lasting(config, _VOLATILE_CONFIG))
         for piece in chain(_tokenizer_parts(folder), *map(_tensor_samples, weights)):
@@ -315,7 +315,17 @@ def _tokenizer_parts(folder: Path) -> Iterator[bytes]:
             yield file.read_bytes()
     for file in map(folder.joinpath, _TOKENIZER_CONFIGS):
         if file.is_file():
-            yield _lasting(json.loads(file.read_text(encoding="utf-8")), _VOLATILE_TOKENIZER_CONFIG)
+            yield _lasting(_read_object(file), _VOLATILE_TOKENIZER_CONFIG)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file.name} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file.name} is not a JSON object")
+    return values
 
 
 def _check_files(folder: Path) -> None:
@@ -325,10 +335,8 @@ def _check_files(folder: Path) -> None:
             raise ValueError(f"{path.name} is not a regular file")
 
 
-def _check_config(config: Any) -> None:  # noqa: ANN401 - whatever JSON holds
-    """Refuse layers without end, too: they are made first, and their weights looked for then."""
-    if not isinstance(config, dict):
-        raise ValueError("config.json is not a JSON object")
+def _check_config(config: dict[str, Any]) -> None:
+    """Refuse layers without end: they are made first, and their weights looked for then."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         layers = part.get("num_hidden_layers")
         if isinstance(layers, int) and layers > _MOST_LAYERS:
