@@ -92,6 +92,23 @@ class TestFiles:
         files = ["default.json", "default.parquet", "default.tree.npz", "lock"]
         assert sorted(path.name for path in folder.iterdir()) == files
 
+    def test_what_another_user_left_is_passed_over(self, own: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In a sticky folder nobody else may remove it, and under another name it is in nobody's way."""
+        made = cluster(own)
+        save(made, own)
+        theirs = own.path / "clusters" / ".theirs.json.tmp"
+        theirs.touch()
+        unlink = Path.unlink
+
+        def refuse(path: Path, **options: bool) -> None:
+            if path == theirs:
+                raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+            unlink(path, **options)
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        save(made, own)
+        assert (load(own).labels == made.labels).all()
+
     def test_one_process_saves_at_a_time(self, own: VectorStore) -> None:
         before = cluster(own)
         save(before, own)

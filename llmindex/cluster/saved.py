@@ -8,6 +8,7 @@ have changed.
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def save(clustering: Clustering, store: VectorStore) -> Path:
     with lock(labels.parent):  # of two runs under one name, one keeps all its files
         for path in labels.parent.iterdir():
             if is_temporary(path) and not path.is_dir():  # of a run that was killed, perhaps under another name
-                path.unlink()
+                with suppress(OSError):  # another user's in a sticky folder; only one of this name is in the way
+                    path.unlink()
         # All three are written before the first takes its place: a disk that is full leaves the clustering before.
         with replacing(summary) as described, replacing(labels) as labelled:
             _write_labels(labelled, clustering, store)
