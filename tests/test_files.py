@@ -166,6 +166,20 @@ def test_what_is_in_the_way_is_named(tmp_path: Path, make: Callable[[Path], None
         check_writable(tmp_path / "out")
 
 
+def test_nobody_is_told_to_remove_what_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what a killed writer left in a folder that may not be written to any more."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / ".out.tmp").touch()
+    monkeypatch.setattr(os, "unlink", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(StorageError, match=r"cannot write .*/out: Permission denied$"):
+        check_writable(tmp_path / "out")
+    monkeypatch.undo()
+
+
 def test_a_disk_that_becomes_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

@@ -71,7 +71,7 @@ def _begin(path: Path) -> tuple[Path, BinaryIO]:
         raise StorageError(f"{path} is being written by another process; wait for it or stop it") from error
     except OSError as error:
         refusal = storage_error(path, error)
-        if error.errno in _IN_THE_WAY and os.path.lexists(temporary):
+        if error.errno in _IN_THE_WAY and os.path.lexists(temporary) and os.access(path.parent, os.W_OK):
             refusal = StorageError(f"{refusal}; {temporary} is in the way: remove it")
         raise refusal from error
 
