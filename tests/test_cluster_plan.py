@@ -80,15 +80,25 @@ def test_a_machine_says_how_much_it_has() -> None:
     assert available is None or available > 0
 
 
+@pytest.mark.parametrize(
+    ("limit", "used", "stat", "prefix", "unlimited"),
+    [
+        ("memory.max", "memory.current", "memory.stat", "", "max"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_", str(1 << 62)),
+    ],
+)
 def test_files_in_the_cache_are_no_memory_that_a_container_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, used: str, stat: str, prefix: str, unlimited: str
 ) -> None:
+    """By either version of Linux's control groups; one that has groups within it counts theirs in totals."""
     monkeypatch.setattr(plan_module, "_GROUP", tmp_path)
-    said = {"max": "5000000", "current": "4900000", "stat": "anon 900000\nactive_file 1000000\ninactive_file 3000000"}
+    (tmp_path / "memory").mkdir()
+    totals = f"{prefix}active_file 1000000\n{prefix}inactive_file 3000000\n"
+    said = {limit: "5000000\n", used: "4900000\n", stat: f"anon 900000\nactive_file 0\ninactive_file 0\n{totals}"}
     for name, value in said.items():
-        (tmp_path / f"memory.{name}").write_text(f"{value}\n")
+        (tmp_path / name).write_text(value)
     assert available_memory() == 4_100_000
-    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / limit).write_text(f"{unlimited}\n")
     assert (available_memory() or 0) > 5_000_000
 
 

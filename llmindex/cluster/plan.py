@@ -5,6 +5,7 @@ processor core, may be wrong by a third. UMAP's are a guess.
 """
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -69,6 +70,12 @@ _LEAST: Final = 1_000
 
 _GROUP: Final = Path("/sys/fs/cgroup")
 """Where a container says what it may have."""
+
+_LIMITS: Final = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""In which files: of version 2 of Linux's control groups, and of version 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +154,14 @@ def _seconds(count: int, dim: int, options: ClusterOptions, step: int) -> float:
 def available_memory() -> int | None:
     """Return the bytes that this machine, or the container, has free; None where it does not say."""
     found = []
-    try:
+    with suppress(OSError, KeyError, ValueError):  # another system
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-        limit, used, parts = (
-            (_GROUP / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current", "stat")
-        )
-        if limit.strip() != "max":
+    for names in _LIMITS:
+        with suppress(OSError, KeyError, ValueError):  # no container, the other version, or a limit of "max"
+            limit, used, parts = ((_GROUP / name).read_text(encoding="ascii") for name in names)
             of = dict(line.split() for line in parts.splitlines())
             # Files that were read or written count as used, and are given up when memory is wanted.
-            found.append(int(limit) - int(used) + int(of["active_file"]) + int(of["inactive_file"]))
-    except (OSError, KeyError, ValueError):
-        pass  # another system, or an older one: what was found so far holds
+            cached = sum(int(of.get(f"total_{kind}", of[kind])) for kind in ("active_file", "inactive_file"))
+            found.append(int(limit) - int(used) + cached)
     return max(0, min(found)) if found else None
