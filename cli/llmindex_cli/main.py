@@ -180,7 +180,7 @@ def _report(error: BaseException) -> int:
     with suppress(OSError):
         _flush()
     if os.environ.get("LLMINDEX_DEBUG", "") not in ("", "0") and not isinstance(error, click.ClickException):
-        traceback.print_exception(error)
+        write_to_stderr("".join(traceback.format_exception(error)).rstrip())
     if answer.message:
         write_to_stderr(answer.message)
     return answer.exit_code

@@ -214,13 +214,13 @@ def test_full_standard_output_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_full_standard_error_leaves_the_exit_code(unbuffered: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "llmindex_cli", "info"]
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_full_standard_error_leaves_the_exit_code(unbuffered: str, debug: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmindex_cli", "search", " ", "-i", "x"]
+    env = environment({"PYTHONUNBUFFERED": unbuffered, "LLMINDEX_DEBUG": debug})
     with Path("/dev/full").open("wb") as full:
-        ended = subprocess.run(
-            command, stderr=full, cwd=tmp_path, env=environment({"PYTHONUNBUFFERED": unbuffered}), check=False
-        )
-    assert ended.returncode == 1
+        ended = subprocess.run(command, stderr=full, cwd=tmp_path, env=env, check=False)
+    assert ended.returncode == 2
 
 
 @pytest.mark.parametrize(
