@@ -1,12 +1,15 @@
 """Where a corpus comes from: files, folders, globs and standard input become one, and what is none of them is named."""
 
+import bz2
 import gzip
 import inspect
 import io
 import json
+import lzma
 import os
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +246,18 @@ class TestSources:
         with pytest.raises(CorpusError, match=r"^stdin is empty"):
             Corpus.open(["-"])
         # Cut at its line ends, most of it would be no UTF-8, and some of it documents.
-        for packed, kind in ((gzip.compress(b"text"), "gzip"), (pa.compress(b"text", "zstd", asbytes=True), "zstd")):
+        zipped = io.BytesIO()
+        with zipfile.ZipFile(zipped, "w") as archive:
+            archive.writestr("d.txt", "text")
+        for packed, tool in (
+            (gzip.compress(b"text"), "zcat"),
+            (pa.compress(b"text", "zstd", asbytes=True), "zstdcat"),
+            (lzma.compress(b"text"), "xzcat"),
+            (bz2.compress(b"text"), "bzcat"),
+            (zipped.getvalue(), "`unzip -p`"),
+        ):
             give_stdin(monkeypatch, packed)
-            with pytest.raises(CorpusError, match=rf"^stdin is compressed \({kind}\); unpack it"):
+            with pytest.raises(CorpusError, match=rf"^stdin is compressed; unpack it on the way in, with {tool}$"):
                 Corpus.open(["-"])
         assert not list(Path.cwd().iterdir())
 

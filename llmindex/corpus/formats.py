@@ -29,7 +29,13 @@ _FORMATS: dict[str, Format] = {
 }
 _COMPRESSIBLE = ("jsonl", "csv", "tsv")
 _PARQUET_MAGIC = b"PAR1"
-_PACKED_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_UNPACKED_BY = {
+    b"\x1f\x8b": "zcat",
+    b"\x28\xb5\x2f\xfd": "zstdcat",
+    b"\xfd7zX": "xzcat",
+    b"BZh91AY&SY": "bzcat",
+    b"PK\x03\x04": "`unzip -p`",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +98,11 @@ def _ending(file: SourceFile) -> Ending:
 
 def _sniffed(file: SourceFile) -> Ending:
     with reading(file.label), file.path.open("rb") as stream:
-        magic = stream.read(len(_PARQUET_MAGIC))
-        if magic == _PARQUET_MAGIC:
+        beginning = stream.read(max(map(len, _UNPACKED_BY)))
+        if beginning.startswith(_PARQUET_MAGIC):
             return Ending("parquet")
-        if packed := next((_PACKED_MAGIC[start] for start in _PACKED_MAGIC if magic.startswith(start)), None):
-            raise CorpusError(f"{file.label} is compressed ({packed}); unpack it on the way in, with zcat or zstdcat")
+        if tool := next((_UNPACKED_BY[magic] for magic in _UNPACKED_BY if beginning.startswith(magic)), None):
+            raise CorpusError(f"{file.label} is compressed; unpack it on the way in, with {tool}")
         stream.seek(0)
         while block := stream.read(1 << 16):
             if start := block.removeprefix(b"\xef\xbb\xbf").lstrip():
