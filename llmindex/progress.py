@@ -9,7 +9,7 @@ class Progress:
     """One report of a stage that is under way.
 
     Attributes:
-        stage: what is being done: "scan", "encode", "train", "add", "tune", "neighbors", "tree", "verify", ...
+        stage: what is being done: "scan", "encode", "train", "whiten", "add", "tune", "tree", "verify", ...
         done: units finished, those of an earlier, resumed run included.
         total: units in all, or None while unknown.
         unit: what is counted: "documents", "vectors", "files".

@@ -217,7 +217,7 @@ def save(
         model: the recipe's encoder.
         folder: where it shall be; appears whole or not at all.
         texts: what a whitening is fitted on, if the recipe has one.
-        on_progress: told of the stage "encode", of those texts.
+        on_progress: told of the stage "whiten", of those texts.
 
     Returns:
         the lowest cosine between the embeddings of the attached and of the loaded, merged adapter.
@@ -237,7 +237,8 @@ def save(
         temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if model.whitening:
         encoder.backbone.model.eval()
-        whitening = Whitening.fit(encoder.encode(texts, on_progress=on_progress), model.whitening)
+        vectors = encoder.encode(texts, on_progress=_as_whitening(on_progress))
+        whitening = Whitening.fit(vectors, model.whitening)
         if whitening.dim < model.whitening:
             logger.warning(
                 "model.whitening is %d, but the vectors get %d values: %d texts, whose vectors have %d, allow no more",
@@ -256,6 +257,12 @@ def save(
         shutil.rmtree(folder)
     making.rename(folder)
     return cosine
+
+
+def _as_whitening(on_progress: ProgressCallback | None) -> ProgressCallback | None:
+    if on_progress is None:
+        return None
+    return lambda encoded: on_progress(replace(encoded, stage="whiten"))
 
 
 def check(folder: Path) -> None:

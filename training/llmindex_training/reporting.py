@@ -79,7 +79,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Tell where the run begins, or goes on."""
         self._first = state.global_step
-        self._report(state)
+        if not args.eval_on_start:  # else the first score tells it: what that takes is no step's time
+            self._report(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ANN401
         """Tell the newest loss or score."""

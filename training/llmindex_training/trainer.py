@@ -58,7 +58,7 @@ def train(
         recipe: how to train.
         score: by what the best checkpoint is chosen; the mean reciprocal rank among the held-out pairs by default.
         overwrite: start afresh where there is a run already.
-        on_progress: told of the stages "train" and, where the vectors are whitened, "encode".
+        on_progress: told of the stages "train" and, where the vectors are whitened, "whiten".
 
     Raises:
         Interrupted: Ctrl-C; the same call goes on from the last checkpoint. A first run that ends before there is one,
