@@ -41,6 +41,7 @@ class TestSources:
             "a/.hidden.txt",
             ".git/x.txt",
             "picture.png",
+            "sound.wav",
             "c.llmindex/vectors/part.parquet",
         ):
             path = Path("notes", name)
@@ -57,7 +58,7 @@ class TestSources:
         assert found[1]["path"] == str(Path("notes/b.txt").absolute())
         assert corpus.name == "notes"
         assert [record.getMessage() for record in caplog.records] == [
-            "notes: ignored 1 file of another kind than is read"
+            "notes: ignored 2 files of another kind than is read (notes/picture.png, ...)"
         ]
 
     def test_a_manifest_and_vectors_of_something_else_make_no_index(self) -> None:

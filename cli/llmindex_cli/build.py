@@ -161,7 +161,7 @@ def _losses(result: "BuildPlan | BuildReport") -> dict[str, str]:
     if bad := {kind: rows for kind, rows in result.bad_rows.items() if rows}:
         facts["skipped"] = f"{count(sum(bad.values()), 'rows')} ({kinds_of(bad)})"
         if "not_utf8" in bad:
-            facts["skipped"] += "; files in UTF-8 keep them"
+            facts["skipped"] += "; convert what is not UTF-8 to keep it"
     if result.truncated:
         facts["truncated"] = (
             f"{count(result.truncated, 'documents')} cut to the encoder's maximum of tokens; --max-tokens keeps more"

@@ -109,20 +109,21 @@ def _matched(pattern: str, paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _supported(paths: Iterator[Path], label: str) -> list[SourceFile]:
-    files, ignored = [], 0
+    files, ignored, example = [], 0, ""
     for path in paths:
-        if ending_of(path.name) is None:
-            ignored += 1
-        elif path.is_symlink() and not path.exists():
+        known = ending_of(path.name) is not None
+        if known and path.is_symlink() and not path.exists():
             raise _broken_link(path)
-        elif not path.is_file():
-            ignored += 1  # a pipe or a device, which may never end
+        if not known or not path.is_file():  # a pipe or a device may never end
+            ignored += 1
+            example = example or readable(str(path))
         else:
             files.append(SourceFile.found(absolute(path), readable(str(path))))
     if not files:
         raise CorpusError(f"{label}: no file there can be read as a corpus; {READ_ENDINGS}")
     if ignored:
-        _log.warning("%s: ignored %s of another kind than is read", label, counted(ignored, "file"))
+        example += ", ..." * (ignored > 1)
+        _log.warning("%s: ignored %s of another kind than is read (%s)", label, counted(ignored, "file"), example)
     return files
 
 

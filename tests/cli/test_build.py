@@ -53,7 +53,7 @@ def test_what_may_not_have_been_meant(llmindex: Llmindex, tiny_model: Path, tmp_
         )
     (tmp_path / "w.csv").write_bytes("text\nGras\nGrün\n".encode("cp1252"))
     planned = llmindex("build", tmp_path / "w.csv", "--plan", "--model", tiny_model)
-    assert "skipped    1 row (1 not utf8); files in UTF-8 keep them\n" in planned.out
+    assert "skipped    1 row (1 not utf8); convert what is not UTF-8 to keep it\n" in planned.out
     assert planned.err == "Nothing was written.\n"
 
 
