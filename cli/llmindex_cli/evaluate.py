@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from llmindex_cli.console import Column, count, note, print_json, print_table
 from llmindex_cli.encoder_options import encoder_options
-from llmindex_cli.options import FILE, Command, IndexType, ModelType, SectionOption, json_option
+from llmindex_cli.options import FILE, Command, IndexType, ModelType, SectionOption, json_option, seeds_option
 from llmindex_cli.progress import progress
 from llmindex_cli.scores import percent, print_scores, print_scores_json, title
 
@@ -59,14 +59,7 @@ def command() -> None:
     show_default=True,
     help="The most texts of a file; more are sampled, always the same.",
 )
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="k-means runs that are averaged.",
-)
+@seeds_option
 @baseline_option
 @scores_json_option
 @encoder_options

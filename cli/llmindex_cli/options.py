@@ -208,6 +208,17 @@ def recall_options(command: CommandFunction) -> CommandFunction:
     )
 
 
+seeds_option = click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="k-means runs that are averaged.",
+)
+"""Of those who cluster to score: evaluate and sweep."""
+
+
 def hits_options(command: CommandFunction) -> CommandFunction:
     """``-k``, ``--min-score`` and ``--where``."""
     return _apply(

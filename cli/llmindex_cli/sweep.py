@@ -10,7 +10,7 @@ import click
 from llmindex.encode.prompts import PLACE
 from llmindex_cli.console import Column, note, plain, print_json, print_table
 from llmindex_cli.encoder_options import fixed_options
-from llmindex_cli.options import FILE, Command, json_option, output_option
+from llmindex_cli.options import FILE, Command, json_option, output_option, seeds_option
 from llmindex_cli.progress import progress
 from llmindex_cli.scores import percent
 
@@ -89,14 +89,7 @@ def split_layers(ctx: click.Context, param: click.Parameter, values: tuple[str, 
     metavar="N",
     help="The most texts, queries or pairs of a set; more are sampled, always the same.",
 )
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="k-means runs that are averaged.",
-)
+@seeds_option
 @output_option(
     "-o",
     "--output",
